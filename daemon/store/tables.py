@@ -1,0 +1,339 @@
+"""Every table of the store, as SQLAlchemy Core objects.
+
+The migrations under ``migrations/`` must build the same schema; a test
+compares the two. Times are aware UTC; JSON columns hold plain values whose
+shape is the dataclass of the same name in :mod:`daemon.vocab`.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Dialect,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.types import TypeDecorator
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(column_0_N_label)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware datetime in UTC, also where the database keeps none (SQLite)."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("the store takes aware datetimes only")
+        value = value.astimezone(UTC)
+        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        moment: datetime = value
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
+#: 64-bit keys that SQLite still gives out by itself.
+Id = BigInteger().with_variant(Integer(), "sqlite")
+
+folders = Table(
+    "folders",
+    metadata,
+    Column("mailbox", String(40), primary_key=True),
+    Column("folder", String(255), primary_key=True),
+    Column("uidvalidity", BigInteger, nullable=False),
+    Column("last_uid", BigInteger, nullable=False),
+    Column("baseline_uid", BigInteger, nullable=False),  # mail up to here was there before us
+    Column("review", Boolean, nullable=False),  # after a change of UIDVALIDITY: nothing is answered by itself
+    Column("last_success_at", UtcDateTime),
+    Column("last_error", Text),
+    Column("last_error_at", UtcDateTime),
+    Column("last_mail_at", UtcDateTime),
+)
+
+threads = Table(
+    "threads",
+    metadata,
+    Column("id", Id, primary_key=True, autoincrement=True),
+    Column("mailbox", String(40), nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+)
+
+thread_keys = Table(
+    "thread_keys",
+    metadata,
+    Column("mailbox", String(40), primary_key=True),
+    Column("key", String(400), primary_key=True),
+    Column("thread_id", ForeignKey("threads.id"), nullable=False, index=True),
+)
+
+cases = Table(
+    "cases",
+    metadata,
+    Column("id", Id, primary_key=True, autoincrement=True),
+    # where the message lies
+    Column("mailbox", String(40), nullable=False),
+    Column("folder", String(255), nullable=False),
+    Column("uidvalidity", BigInteger, nullable=False),
+    Column("uid", BigInteger, nullable=False),
+    Column("message_id", String(300)),
+    Column("raw_sha256", String(64), nullable=False),
+    Column("content_key", String(64)),
+    Column("size", BigInteger, nullable=False),
+    Column("truncated", Boolean, nullable=False),
+    Column("review", Boolean, nullable=False),  # stored while its folder was under review
+    Column("internal_date", UtcDateTime),
+    Column("received_at", UtcDateTime, nullable=False),
+    # where the case stands
+    Column("state", String(20), nullable=False),
+    Column("reason", String(60)),
+    Column("due_at", UtcDateTime),  # when the state wants to be looked at again
+    Column("claimed_by", String(40)),
+    Column("lease_until", UtcDateTime),
+    Column("attempts", Integer, nullable=False, server_default=text("0")),  # counted before each reading
+    Column("deadline_at", UtcDateTime),  # the marketplace clock
+    Column("owner", String(40)),  # approver who took it
+    Column("hold_until", UtcDateTime),
+    Column("duplicate_of", ForeignKey("cases.id")),
+    Column("thread_id", ForeignKey("threads.id")),
+    # what was understood
+    Column("kind", String(10)),
+    Column("notice", String(30)),
+    Column("marketplace", String(20)),
+    Column("language", String(10)),
+    Column("sender", String(320)),
+    Column("order_id", String(60)),
+    Column("label", String(60)),
+    Column("sublabel", String(60)),
+    Column("confidence", Float),
+    Column("policy", String(80)),
+    Column("template", String(200)),
+    Column("mode", String(10)),
+    Column("revision", Integer, nullable=False, server_default=text("0")),  # of the newest draft
+    Column("model_version", String(80)),
+    Column("playbook_version", String(80)),
+    Column("updated_at", UtcDateTime, nullable=False),
+    UniqueConstraint("mailbox", "folder", "uidvalidity", "uid"),
+)
+Index("ix_cases_state_due", cases.c.state, cases.c.due_at)
+Index("ix_cases_mailbox_content_key", cases.c.mailbox, cases.c.content_key)
+Index("ix_cases_mailbox_message_id", cases.c.mailbox, cases.c.message_id)
+Index("ix_cases_thread_id", cases.c.thread_id)
+Index("ix_cases_mailbox_sender", cases.c.mailbox, cases.c.sender, cases.c.received_at)
+Index("ix_cases_received_at", cases.c.received_at)
+
+raw_mail = Table(
+    "raw_mail",
+    metadata,
+    Column("case_id", ForeignKey("cases.id"), primary_key=True),
+    Column("body", LargeBinary, nullable=False),
+)
+
+records = Table(
+    "records",
+    metadata,
+    Column("case_id", ForeignKey("cases.id"), primary_key=True),
+    Column("reading", JSON),  # what was understood, as `postsale explain` shows it
+    Column("outcome", JSON),  # what was decided and why
+    Column("traceback", Text),  # of a broken case
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("id", Id, primary_key=True, autoincrement=True),
+    Column("case_id", ForeignKey("cases.id"), nullable=False, index=True),
+    Column("at", UtcDateTime, nullable=False),
+    Column("from_state", String(20)),
+    Column("to_state", String(20), nullable=False),
+    Column("reason", String(60), nullable=False),
+    Column("actor", String(80), nullable=False),  # postsale, an approver's name, or cli:user
+    Column("detail", JSON),
+)
+
+drafts = Table(
+    "drafts",
+    metadata,
+    Column("case_id", ForeignKey("cases.id"), primary_key=True),
+    Column("revision", Integer, primary_key=True),
+    Column("state", String(20), nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("body", Text, nullable=False),
+    Column("language", String(10), nullable=False),
+    Column("template", String(200)),
+    Column("policy", String(80)),
+    Column("author", String(80), nullable=False),  # postsale or an approver's name
+    Column("recipient", String(320), nullable=False),
+    Column("message_id", String(300), nullable=False),
+    Column("mime", LargeBinary, nullable=False),  # the very bytes that would leave
+    Column("mime_sha256", String(64), nullable=False),
+    Column("findings", JSON),
+    Column("order_state", JSON),  # what the draft took for granted, looked at again before sending
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("decided_at", UtcDateTime),
+    Column("decided_by", String(80)),
+)
+Index("ix_drafts_message_id", drafts.c.message_id)
+
+approvals = Table(
+    "approvals",
+    metadata,
+    Column("token_hash", String(64), primary_key=True),  # HMAC of the token; the token itself is never stored
+    Column("case_id", ForeignKey("cases.id"), nullable=False),
+    Column("revision", Integer, nullable=False),
+    Column("mime_sha256", String(64), nullable=False),
+    Column("approver", String(40), nullable=False),
+    Column("approver_address", String(320), nullable=False),
+    Column("notice_message_id", String(300), nullable=False),
+    Column("digest_id", Id),  # requests that went out in one digest share it
+    Column("digest_line", Integer),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("expires_at", UtcDateTime, nullable=False),
+    Column("revoked_at", UtcDateTime),
+    Column("used_at", UtcDateTime),
+    Column("used_by", String(80)),  # mail:<case id> or cli:<user>
+    Column("verdict", String(20)),
+)
+Index("ix_approvals_case", approvals.c.case_id, approvals.c.revision)
+Index("ix_approvals_notice_message_id", approvals.c.notice_message_id)
+Index("ix_approvals_digest_id", approvals.c.digest_id)
+Index("ix_approvals_expires_at", approvals.c.expires_at)
+
+outbox = Table(
+    "outbox",
+    metadata,
+    Column("id", Id, primary_key=True, autoincrement=True),
+    Column("kind", String(20), nullable=False),
+    Column("mailbox", String(40), nullable=False),
+    Column("case_id", ForeignKey("cases.id")),
+    Column("revision", Integer),
+    Column("recipient", String(320), nullable=False),
+    Column("envelope_from", String(320), nullable=False),
+    Column("message_id", String(300), nullable=False, unique=True),
+    Column("dedupe_key", String(200), nullable=False),
+    Column("mime", LargeBinary),  # gone after retention; the digest stays
+    Column("mime_sha256", String(64), nullable=False),
+    Column("state", String(20), nullable=False),
+    Column("not_before", UtcDateTime, nullable=False),
+    Column("attempts", Integer, nullable=False, server_default=text("0")),
+    Column("claimed_by", String(40)),
+    Column("smtp_code", Integer),
+    Column("smtp_reply", Text),
+    Column("evidence", String(40)),
+    Column("template", String(200)),
+    Column("automatic", Boolean, nullable=False, server_default=text("false")),  # left without a person
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("updated_at", UtcDateTime, nullable=False),
+    UniqueConstraint("kind", "dedupe_key"),
+)
+Index(
+    "uq_outbox_one_reply_per_case",
+    outbox.c.case_id,
+    unique=True,
+    sqlite_where=text("kind = 'buyer_reply' AND state NOT IN ('cancelled', 'failed')"),
+    postgresql_where=text("kind = 'buyer_reply' AND state NOT IN ('cancelled', 'failed')"),
+)
+Index("ix_outbox_state_not_before", outbox.c.state, outbox.c.not_before)
+Index("ix_outbox_mailbox_recipient", outbox.c.mailbox, outbox.c.recipient, outbox.c.created_at)
+Index("ix_outbox_case_id", outbox.c.case_id)
+
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("id", Id, primary_key=True, autoincrement=True),
+    Column("delivery_id", ForeignKey("outbox.id"), nullable=False, index=True),
+    Column("number", Integer, nullable=False),
+    Column("boot_id", String(40), nullable=False),
+    Column("started_at", UtcDateTime, nullable=False),
+    Column("phase", String(20), nullable=False),  # connect, mail, rcpt, data, body, accepted
+    Column("ended_at", UtcDateTime),
+    Column("code", Integer),
+    Column("reply", Text),
+)
+
+feedback = Table(
+    "feedback",
+    metadata,
+    Column("id", Id, primary_key=True, autoincrement=True),
+    Column("case_id", ForeignKey("cases.id"), index=True),
+    Column("at", UtcDateTime, nullable=False),
+    Column("by", String(80), nullable=False),
+    Column("subject", Text),
+    Column("text", Text),
+    Column("language", String(10)),
+    Column("thread_id", Id),
+    Column("predicted", String(120)),
+    Column("final", String(120), nullable=False),
+    Column("trained_in", String(80)),  # the model that last learned from it
+)
+
+orders = Table(
+    "orders",
+    metadata,
+    Column("shop", String(20), primary_key=True),
+    Column("order_id", String(60), primary_key=True),
+    Column("facts", JSON, nullable=False),
+    Column("as_of", UtcDateTime, nullable=False),
+    Column("source", String(200), nullable=False),
+)
+
+reports = Table(
+    "reports",
+    metadata,
+    Column("path", String(1000), primary_key=True),
+    Column("sha256", String(64), nullable=False),
+    Column("kind", String(40), nullable=False),
+    Column("rows", Integer, nullable=False),
+    Column("refused", Integer, nullable=False),
+    Column("loaded_at", UtcDateTime, nullable=False),
+    Column("problem", Text),
+)
+
+settings = Table(
+    "settings",
+    metadata,
+    Column("key", String(60), primary_key=True),
+    Column("value", JSON, nullable=False),
+    Column("updated_at", UtcDateTime, nullable=False),
+    Column("updated_by", String(80), nullable=False),
+)
+
+alarms = Table(
+    "alarms",
+    metadata,
+    Column("name", String(60), primary_key=True),
+    Column("subject", String(120), primary_key=True),  # the mailbox or case it is about, "" for the service
+    Column("raised_at", UtcDateTime, nullable=False),
+    Column("cleared_at", UtcDateTime),
+    Column("count", Integer, nullable=False),
+    Column("detail", Text),
+)

@@ -1,0 +1,95 @@
+"""The one table of allowed moves, and the one function that makes a move.
+
+A state change is a guarded write (``WHERE id = ? AND state = ?``) plus an
+event row in the same transaction. The diagram in docs/architecture.md is
+compared with these tables by a test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, insert, update
+
+from daemon.errors import PostsaleError
+from daemon.store.tables import cases, events
+from daemon.vocab import CaseState as C
+from daemon.vocab import DeliveryState as D
+
+CASE_MOVES: Mapping[C, frozenset[C]] = {
+    C.RECEIVED: frozenset(
+        {C.DEFERRED, C.AWAITING_APPROVAL, C.QUEUED, C.HUMAN, C.IGNORED, C.SHADOWED, C.BROKEN, C.WITHDRAWN, C.APPLIED}
+    ),
+    C.DEFERRED: frozenset(
+        {C.AWAITING_APPROVAL, C.QUEUED, C.HUMAN, C.IGNORED, C.SHADOWED, C.BROKEN, C.WITHDRAWN, C.RECEIVED, C.CLOSED}
+    ),
+    C.AWAITING_APPROVAL: frozenset({C.QUEUED, C.DECLINED, C.WITHDRAWN, C.HUMAN, C.RECEIVED, C.CLOSED}),
+    C.QUEUED: frozenset({C.SENDING, C.WITHDRAWN, C.AWAITING_APPROVAL, C.DECLINED, C.HUMAN, C.RECEIVED}),
+    C.SENDING: frozenset({C.SENT, C.UNCERTAIN, C.QUEUED, C.HUMAN}),
+    C.UNCERTAIN: frozenset({C.SENT, C.QUEUED, C.HUMAN}),
+    C.SENT: frozenset({C.HUMAN}),
+    C.HUMAN: frozenset({C.CLOSED, C.RECEIVED, C.QUEUED, C.AWAITING_APPROVAL, C.WITHDRAWN}),
+    C.BROKEN: frozenset({C.RECEIVED, C.HUMAN, C.CLOSED}),
+    C.SHADOWED: frozenset({C.RECEIVED}),
+    C.IGNORED: frozenset({C.RECEIVED}),
+    C.DECLINED: frozenset({C.RECEIVED, C.CLOSED}),
+    C.WITHDRAWN: frozenset({C.RECEIVED}),
+    C.APPLIED: frozenset(),
+    C.CLOSED: frozenset({C.RECEIVED}),
+}
+
+DELIVERY_MOVES: Mapping[D, frozenset[D]] = {
+    D.QUEUED: frozenset({D.CLAIMED, D.CANCELLED}),
+    D.CLAIMED: frozenset({D.QUEUED, D.TRANSMITTING, D.FAILED, D.CANCELLED}),
+    D.TRANSMITTING: frozenset({D.SENT, D.QUEUED, D.FAILED, D.UNCERTAIN}),
+    D.UNCERTAIN: frozenset({D.SENT, D.BOUNCED, D.NEEDS_HUMAN, D.QUEUED}),
+    D.NEEDS_HUMAN: frozenset({D.QUEUED, D.SENT, D.BOUNCED}),
+    D.SENT: frozenset({D.BOUNCED}),
+    D.FAILED: frozenset(),
+    D.BOUNCED: frozenset(),
+    D.CANCELLED: frozenset(),
+}
+
+
+class IllegalMove(PostsaleError):
+    """The table knows no such arrow: a bug in the caller."""
+
+
+class StaleMove(PostsaleError):
+    """The case is no longer in the state that the caller saw; somebody else moved it."""
+
+
+def move_case(
+    connection: Connection,
+    case_id: int,
+    from_: C,
+    to: C,
+    *,
+    reason: str,
+    actor: str,
+    now: datetime,
+    values: Mapping[str, Any] | None = None,
+    detail: Mapping[str, Any] | None = None,
+) -> None:
+    """Move one case along an arrow of the table, with its event row.
+
+    ``values`` sets further columns of the case in the same write. Raises
+    IllegalMove for an arrow that does not exist and StaleMove when the case
+    is no longer in ``from_``; neither leaves anything behind.
+    """
+    if to not in CASE_MOVES[from_]:
+        raise IllegalMove(f"no case goes from {from_} to {to}")
+    changed = connection.execute(
+        update(cases)
+        .where(cases.c.id == case_id, cases.c.state == from_.value)
+        .values(state=to.value, reason=reason, updated_at=now, claimed_by=None, lease_until=None, **(values or {}))
+    )
+    if changed.rowcount != 1:
+        raise StaleMove(f"case {case_id} is no longer {from_}")
+    connection.execute(
+        insert(events).values(
+            case_id=case_id, at=now, from_state=from_.value, to_state=to.value, reason=reason, actor=actor, detail=detail
+        )
+    )
