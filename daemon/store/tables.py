@@ -249,6 +249,7 @@ outbox = Table(
     Column("smtp_code", Integer),
     Column("smtp_reply", Text),
     Column("evidence", String(40)),
+    Column("uncertain_at", UtcDateTime),  # when its fate became unknown; evidence is searched for a time from here
     Column("template", String(200)),
     Column("automatic", Boolean, nullable=False, server_default=text("false")),  # left without a person
     Column("created_at", UtcDateTime, nullable=False),

@@ -1,0 +1,364 @@
+"""Real servers for tests: Dovecot, Postfix and PostgreSQL, each in a folder and on ports of its own.
+
+Nothing leaves the machine: Postfix hands mail for ``example.test`` to Dovecot
+and everything else to one port of the test's own (:attr:`MailServers.outside_port`),
+or refuses it. Users are added while the servers run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import shutil
+import signal
+import smtplib
+import socket
+import ssl
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import imapclient
+
+HERE = Path(__file__).parent
+DOMAIN = "example.test"
+PASSWORD = "correct horse"
+POSTGRES_FOLDERS = ("/usr/lib/postgresql/17/bin", "/usr/lib/postgresql/16/bin", "/usr/lib/postgresql/15/bin")
+
+
+class NotInstalled(Exception):
+    """A server that the test needs is not on this machine."""
+
+
+_given_ports: set[int] = set()
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on; never the same one twice in a process."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port: int = probe.getsockname()[1]
+        if port not in _given_ports:
+            _given_ports.add(port)
+            return port
+
+
+def wait_for_port(port: int, *, seconds: float = 15, alive: subprocess.Popen[bytes] | None = None) -> None:
+    """Return once the port answers; RuntimeError when the server died or time is up."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        if alive is not None and alive.poll() is not None:
+            raise RuntimeError(f"the server for port {port} exited with status {alive.returncode}")
+        time.sleep(0.02)
+    raise RuntimeError(f"nothing answers on port {port}")
+
+
+def program(name: str) -> str:
+    """Full path of a server's binary, also where sbin is not in PATH."""
+    found = shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin:/usr/local/sbin")
+    if found is None:
+        raise NotInstalled(f"{name} is not installed")
+    return found
+
+
+def make_certificates(folder: Path) -> None:
+    """A certificate authority (ca.pem), and server.pem/server.key for localhost and 127.0.0.1.
+
+    other.pem/other.key are signed too, but for another host.
+    """
+    openssl = program("openssl")
+
+    def run(*arguments: str) -> None:
+        subprocess.run([openssl, *arguments], cwd=folder, check=True, capture_output=True)
+
+    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+    ca = ("-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=critical,keyCertSign,cRLSign")
+    run("req", "-x509", *key, "-days", "30", "-subj", "/CN=test CA", *ca, "-keyout", "ca.key", "-out", "ca.pem")
+    for name, names in (("server", "DNS:localhost,IP:127.0.0.1"), ("other", "DNS:elsewhere.example.test")):
+        run("req", *key, "-subj", "/CN=" + name, "-keyout", f"{name}.key", "-out", f"{name}.csr")
+        (folder / "ext").write_text(
+            f"basicConstraints=CA:FALSE\nkeyUsage=critical,digitalSignature\nextendedKeyUsage=serverAuth\nsubjectAltName={names}\n"
+        )
+        run(
+            *("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial"),
+            *("-days", "30", "-extfile", "ext", "-out", f"{name}.pem"),
+        )
+    for file in folder.glob("*.pem"):
+        file.chmod(0o644)
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """One mailbox on Dovecot."""
+
+    name: str
+    address: str
+    password: str = PASSWORD
+
+
+class MailServers:
+    """Dovecot (IMAP, IMAPS, LMTP) and Postfix (SMTP, submission, SMTPS) of one test session.
+
+    Postfix: ``name+tag@example.test`` reaches ``name``; ``permfail.test`` is
+    refused with 550 and ``tempfail.test`` with 450 at RCPT; ``bounce.test`` is
+    accepted and comes back as a DSN; ``drop.test`` is accepted and thrown away;
+    every other domain goes to ``outside_port``.
+    """
+
+    host = "localhost"
+
+    def __init__(self) -> None:
+        self._dovecot = program("dovecot")
+        self._postfix = program("postfix")
+        if os.geteuid() != 0:
+            raise NotInstalled("Postfix has to be started by root")
+        self.folder = Path(tempfile.mkdtemp(prefix="psm", dir="/tmp"))
+        self.folder.chmod(0o755)
+        self.imap_port, self.imaps_port, self.lmtp_port = free_port(), free_port(), free_port()
+        self.smtp_port, self.submission_port, self.smtps_port = free_port(), free_port(), free_port()
+        self.outside_port = free_port()
+        self.ca_file = self.folder / "tls/ca.pem"
+        self._dovecot_process: subprocess.Popen[bytes] | None = None
+        self._users = 0
+        self._write()
+
+    # ------------------------------------------------------------------ life
+
+    def _write(self) -> None:
+        for name in ("tls", "homes", "d/state", "p/etc", "p/q", "p/lib"):
+            (self.folder / name).mkdir(parents=True)
+        for name in ("d", "p", "p/etc", "p/q"):
+            (self.folder / name).chmod(0o755)
+        mail, postfix = pwd.getpwnam("mail"), pwd.getpwnam("postfix")
+        os.chown(self.folder / "p/lib", postfix.pw_uid, postfix.pw_gid)
+        os.chown(self.folder / "homes", mail.pw_uid, mail.pw_gid)
+        make_certificates(self.folder / "tls")
+        (self.folder / "users").touch(mode=0o644)
+        (self.folder / "p/etc/transport").write_text(
+            f"permfail.test error:5.1.1 no such user\ntempfail.test retry:4.2.0 try again later\n"
+            f"bounce.test lmtp:inet:127.0.0.1:{self.lmtp_port}\ndrop.test discard:\n"
+        )
+        fill = {
+            "DIR": self.folder,
+            "NAME": self.folder.name,
+            "DOMAIN": DOMAIN,
+            "UID": mail.pw_uid,
+            "GID": mail.pw_gid,
+            "IMAP": self.imap_port,
+            "IMAPS": self.imaps_port,
+            "LMTP": self.lmtp_port,
+            "OUTSIDE": self.outside_port,
+            "SMTP": self.smtp_port,
+            "SUBMISSION": self.submission_port,
+            "SMTPS": self.smtps_port,
+        }
+        for source, target in (
+            ("dovecot.conf", "d/dovecot.conf"),
+            ("main.cf", "p/etc/main.cf"),
+            ("master.cf", "p/etc/master.cf"),
+        ):
+            text = (HERE / "servers" / source).read_text()
+            for key, value in fill.items():
+                text = text.replace(f"@{key}@", str(value))
+            (self.folder / target).write_text(text)
+
+    def start(self) -> None:
+        self.start_dovecot()
+        self.start_postfix()
+
+    def stop(self) -> None:
+        self.stop_postfix()
+        self.stop_dovecot()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def start_dovecot(self) -> None:
+        self._dovecot_process = subprocess.Popen(
+            [self._dovecot, "-F", "-c", str(self.folder / "d/dovecot.conf")],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        wait_for_port(self.imap_port, alive=self._dovecot_process)
+        wait_for_port(self.lmtp_port)
+
+    def stop_dovecot(self) -> None:
+        if self._dovecot_process is not None:
+            self._dovecot_process.terminate()
+            try:
+                self._dovecot_process.wait(10)
+            except subprocess.TimeoutExpired:
+                self._dovecot_process.kill()
+                self._dovecot_process.wait()
+            self._dovecot_process = None
+
+    def start_postfix(self) -> None:
+        if (self.folder / "p/q/maildrop").is_dir():
+            (self.folder / "p/q/quick-start").touch()
+        subprocess.run(
+            [self._postfix, "-c", str(self.folder / "p/etc"), "start"],
+            check=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for port in (self.smtp_port, self.submission_port, self.smtps_port):
+            wait_for_port(port)
+
+    def stop_postfix(self) -> None:
+        pid_file = self.folder / "p/q/pid/master.pid"
+        with contextlib.suppress(OSError, ValueError):
+            pid = int(pid_file.read_text().strip())
+            os.kill(pid, signal.SIGTERM)
+            for _ in range(250):
+                os.kill(pid, 0)
+                time.sleep(0.02)
+
+    # ------------------------------------------------------------------ use
+
+    def add_user(self, name: str = "") -> User:
+        """A new, empty mailbox ``name@example.test``; without a name, one never used before."""
+        self._users += 1
+        user = User(name or f"user{self._users}", f"{name or f'user{self._users}'}@{DOMAIN}")
+        mail = pwd.getpwnam("mail")
+        home = self.folder / "homes" / user.name
+        home.mkdir()
+        os.chown(home, mail.pw_uid, mail.pw_gid)
+        with (self.folder / "users").open("a") as file:
+            file.write(f"{user.address}:{{PLAIN}}{user.password}:{mail.pw_uid}:{mail.pw_gid}::{home}::\n")
+        return user
+
+    def deliver(self, user: User, raw: bytes, *, sender: str = "buyer@elsewhere.test", tag: str = "") -> None:
+        """Put a mail into a mailbox as the world would: by LMTP, with a Return-Path."""
+        address = user.address.replace("@", f"+{tag}@") if tag else user.address
+        with smtplib.LMTP("127.0.0.1", self.lmtp_port) as lmtp:
+            lmtp.sendmail(sender, [address], raw)
+
+    def imap(self, user: User) -> imapclient.IMAPClient:
+        """A logged-in client, for looking at what is in a mailbox. Use it as a context manager."""
+        context = ssl.create_default_context(cafile=str(self.ca_file))
+        client = imapclient.IMAPClient(self.host, port=self.imaps_port, ssl=True, ssl_context=context, timeout=20)
+        client.login(user.address, user.password)
+        return client
+
+    def mails(self, user: User, folder: str = "INBOX") -> list[bytes]:
+        """The raw bytes of every mail in a folder, oldest first."""
+        with self.imap(user) as client:
+            client.select_folder(folder, readonly=True)
+            uids = client.search("ALL")
+            fetched: dict[int, dict[bytes, Any]] = client.fetch(uids, ["BODY.PEEK[]"]) if uids else {}
+            return [fetched[uid][b"BODY[]"] for uid in sorted(fetched)]
+
+    def wait_for_mails(self, user: User, count: int, *, folder: str = "INBOX", seconds: float = 20) -> list[bytes]:
+        """As mails, once there are at least ``count``; AssertionError when time is up."""
+        deadline = time.monotonic() + seconds
+        while True:
+            found = self.mails(user, folder)
+            if len(found) >= count:
+                return found
+            assert time.monotonic() < deadline, f"{len(found)} of {count} mails in {folder} of {user.address}"
+            time.sleep(0.05)
+
+
+class PostgresServer:
+    """A PostgreSQL cluster of its own; fsync is off, since no test pulls the plug of it."""
+
+    def __init__(self) -> None:
+        path = os.pathsep.join([os.environ.get("PATH", ""), *POSTGRES_FOLDERS])
+        binaries = {name: shutil.which(name, path=path) for name in ("initdb", "postgres")}
+        if None in binaries.values():
+            raise NotInstalled("PostgreSQL (initdb, postgres) is not installed")
+        self._initdb, self._postgres = str(binaries["initdb"]), str(binaries["postgres"])
+        # PostgreSQL refuses to run as root
+        self._user: dict[str, Any] = {"user": "postgres", "group": "postgres"} if os.geteuid() == 0 else {}
+        self.folder = Path(tempfile.mkdtemp(prefix="psp", dir="/tmp"))
+        if self._user:
+            shutil.chown(self.folder, "postgres", "postgres")
+        self.port = free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._databases = 0
+
+    def start(self) -> None:
+        if not (self.folder / "data").exists():
+            subprocess.run(
+                [
+                    self._initdb,
+                    "-D",
+                    str(self.folder / "data"),
+                    "-U",
+                    "postsale",
+                    "-A",
+                    "trust",
+                    "-E",
+                    "UTF8",
+                    "--no-sync",
+                    "--locale=C",
+                ],
+                check=True,
+                capture_output=True,
+                cwd=self.folder,
+                **self._user,
+            )
+        settings = {"port": self.port, "listen_addresses": "127.0.0.1", "unix_socket_directories": str(self.folder)}
+        speed = {"fsync": "off", "full_page_writes": "off", "max_connections": "200", "shared_buffers": "32MB"}
+        with (self.folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [self._postgres, "-D", str(self.folder / "data")]
+                + [f"--{key}={value}" for key, value in {**settings, **speed}.items()],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=self.folder,
+                **self._user,
+            )
+        wait_for_port(self.port, alive=self._process)
+        deadline = time.monotonic() + 15
+        while True:
+            try:
+                self.execute("SELECT 1")
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+            else:
+                return
+
+    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
+        """Stop the server; SIGINT is its fast shutdown, SIGQUIT its crash."""
+        if self._process is not None:
+            self._process.send_signal(how)
+            self._process.wait(20)
+            self._process = None
+
+    def remove(self) -> None:
+        self.stop()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def execute(self, sql: str) -> None:
+        """Run one administrative statement."""
+        import psycopg
+
+        try:
+            with psycopg.connect(host="127.0.0.1", port=self.port, user="postsale", dbname="postgres", autocommit=True) as c:
+                c.execute(sql)  # type: ignore[arg-type]
+        except psycopg.OperationalError as error:
+            raise OSError(str(error)) from error
+
+    def url(self, database: str) -> str:
+        return f"postgresql+psycopg://postsale@127.0.0.1:{self.port}/{database}"
+
+    def create_database(self, template: str = "template0") -> str:
+        """A new database, by default an empty one; returns its name."""
+        self._databases += 1
+        name = f"t{self._databases}"
+        self.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        return name
+
+    def drop_database(self, name: str) -> None:
+        self.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
