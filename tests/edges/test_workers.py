@@ -1,0 +1,56 @@
+"""Limits of the worker pool, with items that really break them."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from daemon.edges.workers import WorkerFailure, WorkerLimits, WorkerPool
+
+
+def behave(item: str) -> str:
+    match item:
+        case "spin":
+            while True:
+                pass
+        case "swell":
+            return "x" * 3_000_000_000
+        case "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "raise":
+            raise ValueError("no good")
+    return item.upper()
+
+
+@pytest.fixture
+def pool() -> Iterator[WorkerPool[str, str]]:
+    workers: WorkerPool[str, str] = WorkerPool(behave, processes=1, limits=WorkerLimits(cpu_seconds=1, wall_seconds=4))
+    yield workers
+    workers.close()
+
+
+async def test_results_keep_the_order_of_the_items(pool: WorkerPool[str, str]) -> None:
+    assert await pool.map(["a", "b", "c"]) == ["A", "B", "C"]
+
+
+@pytest.mark.parametrize(
+    ("bad", "kinds"), [("spin", {"killed", "timeout"}), ("swell", {"memory"}), ("die", {"killed"}), ("raise", {"error"})]
+)
+async def test_a_hostile_item_fails_alone(pool: WorkerPool[str, str], bad: str, kinds: set[str]) -> None:
+    first, failure, last = await pool.map(["a", bad, "b"])
+    assert (first, last) == ("A", "B")
+    assert isinstance(failure, WorkerFailure)
+    assert failure.kind in kinds
+
+
+async def test_an_error_brings_its_traceback(pool: WorkerPool[str, str]) -> None:
+    [failure] = await pool.map(["raise"])
+    assert isinstance(failure, WorkerFailure)
+    assert "ValueError: no good" in failure.traceback
+
+
+async def test_no_items_need_no_process(pool: WorkerPool[str, str]) -> None:
+    assert await pool.map([]) == []
