@@ -8,17 +8,20 @@ the TOML holds only where they are.
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 import tomllib
+from collections.abc import Iterator
 from datetime import time
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from daemon import providers
 from daemon.errors import ConfigError
 
 ADDRESS_PATTERN = re.compile(r"^[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]{1,64}@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+$")
@@ -152,6 +155,9 @@ class ImapConfig(ServerConfig):
     handled_keyword: str | None = Field(
         default=None, description="IMAP keyword to set on mail once it is stored. Unset: the folder is opened read-only."
     )
+    send_id: bool = Field(
+        default=False, description="Say who we are after login (IMAP ID, RFC 2971); 163, 126 and QQ refuse folders without it."
+    )
 
 
 class SmtpConfig(ServerConfig):
@@ -238,6 +244,13 @@ class MailboxConfig(Section):
 
     _check_address = field_validator("address")(_address)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_preset(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or not isinstance(data.get("provider", "generic"), str):
+            return data
+        return providers.fill(data.get("provider", "generic"), str(data.get("address", "")), data)
+
     @field_validator("own_addresses")
     @classmethod
     def _check_own(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -298,6 +311,8 @@ class HttpSource(Section):
     timeout_seconds: float = Field(default=5, gt=0, le=60, description="Longest wait for an answer.")
     cache_seconds: float = Field(default=60, ge=0, description="How long an answer is used again.")
 
+
+_SOURCES: dict[str, type[Section]] = {"folder": FolderSource, "sql": SqlSource, "http": HttpSource}
 
 OrderSource = Annotated[FolderSource | SqlSource | HttpSource, Field(discriminator="kind")]
 
@@ -416,54 +431,226 @@ class Config(Section):
         return tuple(by_name[n] for n in self.mailbox(mailbox).approval.approvers)
 
 
-#: Keys that earlier versions knew, and where they went.
-RETIRED_KEYS: dict[str, str] = {}
+#: Keys that are not settings (any longer), and where the operator should go. ``*`` is any one table.
+RETIRED_KEYS: dict[str, str] = {
+    "service.dry_run": 'set service.mode = "shadow"',
+    "mailboxes.*.password": "put it in a file and name that in mailboxes.*.sign_in.password_file",
+    "mailboxes.*.username": "it belongs in mailboxes.*.sign_in.username",
+    "mailboxes.*.imap.username": "it belongs in mailboxes.*.sign_in.username",
+    "mailboxes.*.imap.password": "put it in a file and name that in mailboxes.*.sign_in.password_file",
+    "mailboxes.*.smtp.username": "it belongs in mailboxes.*.sign_in.username, or in smtp_sign_in when it differs",
+    "mailboxes.*.smtp.password": "put it in a file and name that in sign_in.password_file, or smtp_sign_in when it differs",
+    "mailboxes.*.imap.ssl": 'write tls = "implicit", "starttls" or "none"',
+    "mailboxes.*.smtp.ssl": 'write tls = "implicit", "starttls" or "none"',
+}
 
 
-def load(path: Path) -> Config:
-    """Read and check a configuration file; paths in it become absolute.
-
-    Raises ConfigError naming the file, the key, what is wrong and the mend.
-    """
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file that the operator wrote; raises ConfigError."""
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise ConfigError(str(path), "", "there is no such file", "create one with `postsale init DIR`") from error
+    except IsADirectoryError as error:
+        raise ConfigError(str(path), "", "is a folder", "name the file in it, as in DIR/config.toml") from error
     except OSError as error:
         raise ConfigError(str(path), "", f"cannot be read: {error.strerror}", "check its owner and mode") from error
     except UnicodeDecodeError as error:
         raise ConfigError(str(path), "", "is not UTF-8", "save it as UTF-8") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(str(path), "", f"is not valid TOML: {error}", "mend that line") from error
-    _refuse_retired(path, data)
+
+
+def load(path: Path, *, require_files: bool = True) -> Config:
+    """Read and check a configuration file; paths in it become absolute.
+
+    With ``require_files`` it must be complete enough to run: every server is
+    named, and every file and folder that it names is there. Raises ConfigError naming the file, the key,
+    what is wrong and the mend; its ``others`` hold what else is wrong.
+    """
+    data = read_toml(path)
+    found = _retired(path, data)
+    if found:
+        raise _first_of(found)
     try:
         config = Config.model_validate(data)
     except ValidationError as error:
-        raise _explain(path, error) from error
-    return _absolute(config, path.resolve().parent)
+        raise _first_of([_explain(path, data, e) for e in error.errors()]) from error
+    absolute = _absolute(config, path.resolve().parent)
+    if require_files:
+        found = [*_unnamed(path, absolute), *missing_files(path, absolute)]
+        if found:
+            raise _first_of(found)
+    return absolute
 
 
-def _refuse_retired(path: Path, data: dict[str, Any]) -> None:
-    for dotted, mend in RETIRED_KEYS.items():
-        here: Any = data
-        for part in dotted.split("."):
-            if not isinstance(here, dict) or part not in here:
-                break
-            here = here[part]
-        else:
-            raise ConfigError(str(path), dotted, "is no longer used", mend)
+def _unnamed(path: Path, config: Config) -> list[ConfigError]:
+    """What a mailbox cannot run without, though the table alone is valid."""
+    found: list[ConfigError] = []
+    for mailbox in config.mailboxes:
+        key = f"mailboxes.{mailbox.name}"
+        found.extend(
+            ConfigError(str(path), f"{key}.{part}.host", "is missing", "name the server, or a provider whose servers are known")
+            for part, server in (("imap", mailbox.imap), ("smtp", mailbox.smtp))
+            if not server.host
+        )
+        approval = mailbox.approval
+        if approval.approvers and not approval.authserv_id and {StaffAuth.DMARC, StaffAuth.AUTH} & set(approval.staff_auth):
+            found.append(
+                ConfigError(
+                    str(path),
+                    f"{key}.approval.authserv_id",
+                    "is missing, and staff_auth cannot prove a sender without it",
+                    "set it to the name your receiving server writes first in the Authentication-Results header of incoming mail",
+                )
+            )
+    return found
 
 
-def _explain(path: Path, error: ValidationError) -> ConfigError:
-    first = error.errors()[0]
-    key = ".".join(str(p + 1) if isinstance(p, int) else p for p in first["loc"] if p not in {"folder[]", "sql", "http"})
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
-        return ConfigError(str(path), key, "is no setting of Postsale", "check the spelling against config.example.toml")
-    if first["type"] == "missing":
+def missing_files(path: Path, config: Config) -> list[ConfigError]:
+    """One error for each file or folder that the configuration names and that cannot be used.
+
+    A secret that others on this machine may read is an error too.
+    """
+    found: list[ConfigError] = []
+    for key, named, field in _paths(config, ""):
+        if field in {"data_dir", "model_dir"}:
+            continue  # made at first use
+        is_folder = field in {"templates", "path"} and not key.startswith("playbook.path")
+        if is_folder and not named.is_dir():
+            found.append(ConfigError(str(path), key, f"there is no folder {named}", "create it, or mend the path"))
+        elif not is_folder and not named.is_file():
+            found.append(ConfigError(str(path), key, f"there is no file {named}", "create it, or mend the path"))
+        elif not os.access(named, os.R_OK):
+            found.append(ConfigError(str(path), key, f"{named} cannot be read", "check its owner and mode"))
+        elif field in SECRET_FILES and named.stat().st_mode & 0o077:
+            found.append(ConfigError(str(path), key, f"{named} can be read by others", f"chmod 600 {named}"))
+    return found
+
+
+#: Fields that name a file holding a secret.
+SECRET_FILES = frozenset(
+    {"password_file", "database_password_file", "oauth_client_secret_file", "signing_key_file", "header_file"}
+)
+
+
+def _paths(value: Any, key: str, field: str = "") -> Iterator[tuple[str, Path, str]]:
+    """Every path in a configuration with its dotted key and its field's name."""
+    if isinstance(value, Path):
+        yield key, value, field
+    elif isinstance(value, BaseModel):
+        for name in type(value).model_fields:
+            yield from _paths(getattr(value, name), f"{key}.{name}" if key else name, name)
+    elif isinstance(value, tuple):
+        for number, item in enumerate(value, start=1):
+            yield from _paths(item, f"{key}.{getattr(item, 'name', number)}")
+
+
+def _first_of(found: list[ConfigError]) -> ConfigError:
+    first, *others = found
+    first.others = tuple(others)
+    return first
+
+
+def _retired(path: Path, data: dict[str, Any]) -> list[ConfigError]:
+    found = []
+    for pattern, mend in RETIRED_KEYS.items():
+        *parents, last = pattern.split(".")
+        here: list[tuple[str, Any]] = [("", data)]
+        for part in parents:
+            here = [step for key, value in here for step in _below(key, value, part)]
+        found.extend(
+            ConfigError(str(path), f"{key}.{last}", "is no setting of Postsale", mend)
+            for key, value in here
+            if isinstance(value, dict) and last in value
+        )
+    return found
+
+
+def _below(key: str, value: Any, part: str) -> Iterator[tuple[str, Any]]:
+    if part == "*" and isinstance(value, list):
+        for number, item in enumerate(value, start=1):
+            name = item.get("name", number) if isinstance(item, dict) else number
+            yield f"{key}.{name}", item
+    elif isinstance(value, dict) and part in value:
+        yield (f"{key}.{part}" if key else part), value[part]
+
+
+#: What a wrong type is called, by pydantic's code.
+_MUST_BE = {
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "string_type": "must be text in quotes",
+    "path_type": "must be a path in quotes",
+    "tuple_type": "must be a list in [ ]",
+    "time_type": "must be a time such as 09:00:00",
+    "time_parsing": "must be a time such as 09:00:00",
+    "model_type": "must be a table",
+    "model_attributes_type": "must be a table",
+    "dict_type": "must be a table",
+}
+
+
+def _explain(path: Path, data: dict[str, Any], error: Any) -> ConfigError:
+    """One error of the validation in the operator's words."""
+    loc = error["loc"]
+    key, model = _place(data, loc)
+    kind, message, context = error["type"], error["msg"].removeprefix("Value error, "), error.get("ctx", {})
+    if kind == "extra_forbidden":
+        near = difflib.get_close_matches(str(loc[-1]), model.model_fields if model else (), n=1)
+        mend = f"did you mean {near[0]}?" if near else "remove it; config.example.toml lists the settings"
+        return ConfigError(str(path), key, "is no setting of Postsale", mend)
+    if kind == "missing":
         return ConfigError(str(path), key, "is missing", "add it; config.example.toml shows how")
+    if kind in {"enum", "literal_error"}:
+        return ConfigError(str(path), key, f"{error['input']!r} is no choice", f"write {context['expected']}")
+    if kind in {"union_tag_invalid", "union_tag_not_found"}:
+        return ConfigError(str(path), f"{key}.kind", "names no kind of order source", "write 'folder', 'sql' or 'http'")
+    if kind in _MUST_BE:
+        now = "look at its quotes" if loc[-1] == "password" else f"it is {error['input']!r} now"
+        return ConfigError(str(path), key, _MUST_BE[kind], now)
+    if kind == "string_pattern_mismatch":
+        return ConfigError(str(path), key, f"{error['input']!r} is no short name", "use a-z, 0-9, - and _, at most 40 of them")
     problem, _, mend = message.partition("; ")
-    return ConfigError(str(path), key, problem, mend or "config.example.toml shows what fits")
+    return ConfigError(
+        str(path), key, problem.replace("Input should be", "must be"), mend or "config.example.toml shows what fits"
+    )
+
+
+def _place(data: dict[str, Any], loc: tuple[str | int, ...]) -> tuple[str, type[BaseModel] | None]:
+    """The dotted key of an error, lists named by their item's name; and the model that the key stands in."""
+    key: list[str] = []
+    here: Any = data
+    model: Any = Config
+    owner: type[BaseModel] | None = Config
+    for part in loc:
+        if isinstance(part, int):
+            here = here[part] if isinstance(here, list) and part < len(here) else None
+            key.append(str(here["name"]) if isinstance(here, dict) and "name" in here else str(part + 1))
+            continue
+        if key[:2] == ["orders", "sources"] and len(key) == 3 and part in _SOURCES:
+            model = _SOURCES[part]  # pydantic names the kind that it chose
+            continue
+        owner = model if isinstance(model, type) and issubclass(model, BaseModel) else None
+        model = _model_below(owner, part)
+        here = here.get(part) if isinstance(here, dict) else None
+        key.append(part)
+    return ".".join(key), owner
+
+
+def _model_below(model: type[BaseModel] | None, name: str) -> Any:
+    field = model.model_fields.get(name) if model else None
+    if field is None:
+        return None
+    for candidate in (field.annotation, *get_args(field.annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None
 
 
 def _absolute(config: Config, base: Path) -> Config:

@@ -41,7 +41,10 @@ class ConfigError(PostsaleError):
     """A file that the operator wrote cannot be used as it is (exit status 78).
 
     Always names the file, the place in it, what is wrong and how to mend it.
+    ``others`` are further errors that were found in the same look.
     """
+
+    others: tuple[ConfigError, ...] = ()
 
     def __init__(self, file: str, key: str, problem: str, mend: str) -> None:
         super().__init__(f"{file}: {key}: {problem} ({mend})" if key else f"{file}: {problem} ({mend})")
