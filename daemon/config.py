@@ -280,7 +280,7 @@ class ApproverConfig(Section):
 class FolderSource(Section):
     """Order reports in a watched folder."""
 
-    kind: Literal["folder"]
+    kind: Literal["folder"] = Field(description="folder, sql or http.")
     path: Path = Field(description="Folder that reports are put into; read by header name, whatever the file is called.")
     shop: Literal["amazon", "ebay", "walmart", "etsy", "shopify", "own"] = Field(
         default="amazon", description="Shop of plain CSV files that a mapping describes."
@@ -294,7 +294,7 @@ class FolderSource(Section):
 class SqlSource(Section):
     """Orders in a database that may only be read."""
 
-    kind: Literal["sql"]
+    kind: Literal["sql"] = Field(description="folder, sql or http.")
     url: str = Field(description="SQLAlchemy URL of the database.")
     password_file: Path | None = Field(default=None, description="File with its password.")
     query: str = Field(description="SELECT that takes :order_id and names its columns as our fields.")
@@ -304,7 +304,7 @@ class SqlSource(Section):
 class HttpSource(Section):
     """Orders behind an HTTP endpoint that answers JSON."""
 
-    kind: Literal["http"]
+    kind: Literal["http"] = Field(description="folder, sql or http.")
     url: str = Field(description="Address with {order_id} in it; it must be https unless the host is loopback.")
     shop: str = Field(default="own", description="Shop whose ids this source knows.")
     header_file: Path | None = Field(default=None, description="File with one header line, as in Authorization: Bearer ….")
@@ -553,7 +553,7 @@ def _first_of(found: list[ConfigError]) -> ConfigError:
 
 
 def _retired(path: Path, data: dict[str, Any]) -> list[ConfigError]:
-    found = []
+    found: list[ConfigError] = []
     for pattern, mend in RETIRED_KEYS.items():
         *parents, last = pattern.split(".")
         here: list[tuple[str, Any]] = [("", data)]
