@@ -254,12 +254,14 @@ class History:
     """What the store knows about earlier traffic with this writer and thread."""
 
     replies_to_address_24h: int = 0
+    auto_replies_to_address_24h: int = 0  # of these, the ones that left without a person
     replies_in_thread_72h: int = 0
     replies_last_hour: int = 0
     mails_from_address_24h: int = 1
     earlier_in_thread: int = 0  # inbound messages of this thread before this one
     templates_used_in_thread: tuple[str, ...] = ()
     thread_order_ids: tuple[str, ...] = ()
+    template_uses_last_hour: Mapping[str, int] = field(default_factory=dict)  # template name to replies made from it
 
 
 @dataclass(frozen=True, slots=True)

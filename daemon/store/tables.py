@@ -73,7 +73,7 @@ folders = Table(
     Column("uidvalidity", BigInteger, nullable=False),
     Column("last_uid", BigInteger, nullable=False),
     Column("baseline_uid", BigInteger, nullable=False),  # mail up to here was there before us
-    Column("review", Boolean, nullable=False),  # after a change of UIDVALIDITY: nothing is answered by itself
+    Column("review_uid", BigInteger, nullable=False),  # after a change of UIDVALIDITY: up to here nothing is answered by itself
     Column("last_success_at", UtcDateTime),
     Column("last_error", Text),
     Column("last_error_at", UtcDateTime),
@@ -92,7 +92,7 @@ thread_keys = Table(
     "thread_keys",
     metadata,
     Column("mailbox", String(40), primary_key=True),
-    Column("key", String(400), primary_key=True),
+    Column("key", String(64), primary_key=True),  # digest of correspondent and key: a stranger's never matches
     Column("thread_id", ForeignKey("threads.id"), nullable=False, index=True),
 )
 
@@ -110,7 +110,7 @@ cases = Table(
     Column("content_key", String(64)),
     Column("size", BigInteger, nullable=False),
     Column("truncated", Boolean, nullable=False),
-    Column("review", Boolean, nullable=False),  # stored while its folder was under review
+    Column("review", Boolean, nullable=False),  # came back under a new UIDVALIDITY: not answered by itself
     Column("internal_date", UtcDateTime),
     Column("received_at", UtcDateTime, nullable=False),
     # where the case stands
@@ -250,22 +250,27 @@ outbox = Table(
     Column("smtp_reply", Text),
     Column("evidence", String(40)),
     Column("uncertain_at", UtcDateTime),  # when its fate became unknown; evidence is searched for a time from here
+    Column("transmitted_at", UtcDateTime),  # when its first body byte was allowed to leave, for caps and rates
+    Column("copied_at", UtcDateTime),  # when a copy was seen in, or put into, the Sent folder
     Column("template", String(200)),
     Column("automatic", Boolean, nullable=False, server_default=text("false")),  # left without a person
     Column("created_at", UtcDateTime, nullable=False),
     Column("updated_at", UtcDateTime, nullable=False),
     UniqueConstraint("kind", "dedupe_key"),
 )
+#: A reply that was stopped or refused makes room for another one, unless it may have arrived all the same.
+_ONE_REPLY = text("kind = 'buyer_reply' AND (state NOT IN ('cancelled', 'failed') OR uncertain_at IS NOT NULL)")
 Index(
     "uq_outbox_one_reply_per_case",
     outbox.c.case_id,
     unique=True,
-    sqlite_where=text("kind = 'buyer_reply' AND state NOT IN ('cancelled', 'failed')"),
-    postgresql_where=text("kind = 'buyer_reply' AND state NOT IN ('cancelled', 'failed')"),
+    sqlite_where=_ONE_REPLY,
+    postgresql_where=_ONE_REPLY,
 )
 Index("ix_outbox_state_not_before", outbox.c.state, outbox.c.not_before)
 Index("ix_outbox_mailbox_recipient", outbox.c.mailbox, outbox.c.recipient, outbox.c.created_at)
 Index("ix_outbox_case_id", outbox.c.case_id)
+Index("ix_outbox_mailbox_transmitted_at", outbox.c.mailbox, outbox.c.transmitted_at)
 
 attempts = Table(
     "attempts",

@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import Connection, insert, update
 
 from daemon.errors import PostsaleError
-from daemon.store.tables import cases, events
+from daemon.store.tables import cases, events, outbox
 from daemon.vocab import CaseState as C
 from daemon.vocab import DeliveryState as D
 
@@ -26,7 +26,7 @@ CASE_MOVES: Mapping[C, frozenset[C]] = {
         {C.AWAITING_APPROVAL, C.QUEUED, C.HUMAN, C.IGNORED, C.SHADOWED, C.BROKEN, C.WITHDRAWN, C.RECEIVED, C.CLOSED}
     ),
     C.AWAITING_APPROVAL: frozenset({C.QUEUED, C.DECLINED, C.WITHDRAWN, C.HUMAN, C.RECEIVED, C.CLOSED}),
-    C.QUEUED: frozenset({C.SENDING, C.WITHDRAWN, C.AWAITING_APPROVAL, C.DECLINED, C.HUMAN, C.RECEIVED}),
+    C.QUEUED: frozenset({C.SENDING, C.SENT, C.UNCERTAIN, C.WITHDRAWN, C.AWAITING_APPROVAL, C.DECLINED, C.HUMAN, C.RECEIVED}),
     C.SENDING: frozenset({C.SENT, C.UNCERTAIN, C.QUEUED, C.HUMAN}),
     C.UNCERTAIN: frozenset({C.SENT, C.QUEUED, C.HUMAN}),
     C.SENT: frozenset({C.HUMAN}),
@@ -41,10 +41,10 @@ CASE_MOVES: Mapping[C, frozenset[C]] = {
 }
 
 DELIVERY_MOVES: Mapping[D, frozenset[D]] = {
-    D.QUEUED: frozenset({D.CLAIMED, D.CANCELLED}),
-    D.CLAIMED: frozenset({D.QUEUED, D.TRANSMITTING, D.FAILED, D.CANCELLED}),
-    D.TRANSMITTING: frozenset({D.SENT, D.QUEUED, D.FAILED, D.UNCERTAIN}),
-    D.UNCERTAIN: frozenset({D.SENT, D.BOUNCED, D.NEEDS_HUMAN, D.QUEUED}),
+    D.QUEUED: frozenset({D.CLAIMED, D.CANCELLED, D.SENT, D.NEEDS_HUMAN, D.BOUNCED}),
+    D.CLAIMED: frozenset({D.QUEUED, D.TRANSMITTING, D.FAILED}),
+    D.TRANSMITTING: frozenset({D.SENT, D.QUEUED, D.FAILED, D.UNCERTAIN, D.BOUNCED}),
+    D.UNCERTAIN: frozenset({D.SENT, D.BOUNCED, D.NEEDS_HUMAN, D.QUEUED, D.FAILED}),
     D.NEEDS_HUMAN: frozenset({D.QUEUED, D.SENT, D.BOUNCED}),
     D.SENT: frozenset({D.BOUNCED}),
     D.FAILED: frozenset(),
@@ -58,7 +58,7 @@ class IllegalMove(PostsaleError):
 
 
 class StaleMove(PostsaleError):
-    """The case is no longer in the state that the caller saw; somebody else moved it."""
+    """The case or delivery is no longer as the caller saw it; somebody else moved it."""
 
 
 def move_case(
@@ -93,3 +93,28 @@ def move_case(
             case_id=case_id, at=now, from_state=from_.value, to_state=to.value, reason=reason, actor=actor, detail=detail
         )
     )
+
+
+def move_delivery(
+    connection: Connection,
+    delivery_id: int,
+    from_: D,
+    to: D,
+    *,
+    now: datetime,
+    claimed_by: str | None = None,
+    values: Mapping[str, Any] | None = None,
+) -> None:
+    """Move one outbox row along an arrow of the table; its attempts are its events.
+
+    With ``claimed_by`` the row must still be held by that run of the service.
+    Raises IllegalMove and StaleMove as move_case does.
+    """
+    if to not in DELIVERY_MOVES[from_]:
+        raise IllegalMove(f"no delivery goes from {from_} to {to}")
+    where = [outbox.c.id == delivery_id, outbox.c.state == from_.value]
+    if claimed_by is not None:
+        where.append(outbox.c.claimed_by == claimed_by)
+    changed = connection.execute(update(outbox).where(*where).values(state=to.value, updated_at=now, **(values or {})))
+    if changed.rowcount != 1:
+        raise StaleMove(f"delivery {delivery_id} is no longer {from_}" + (f" of {claimed_by}" if claimed_by else ""))

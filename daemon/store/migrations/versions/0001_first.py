@@ -31,7 +31,7 @@ def upgrade() -> None:
         sa.Column("uidvalidity", sa.BigInteger(), nullable=False),
         sa.Column("last_uid", sa.BigInteger(), nullable=False),
         sa.Column("baseline_uid", sa.BigInteger(), nullable=False),
-        sa.Column("review", sa.Boolean(), nullable=False),
+        sa.Column("review_uid", sa.BigInteger(), nullable=False),
         sa.Column("last_success_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("last_error", sa.Text(), nullable=True),
         sa.Column("last_error_at", sa.DateTime(timezone=True), nullable=True),
@@ -129,7 +129,7 @@ def upgrade() -> None:
     op.create_table(
         "thread_keys",
         sa.Column("mailbox", sa.String(length=40), nullable=False),
-        sa.Column("key", sa.String(length=400), nullable=False),
+        sa.Column("key", sa.String(length=64), nullable=False),
         sa.Column("thread_id", Id, nullable=False),
         sa.ForeignKeyConstraint(["thread_id"], ["threads.id"], name=op.f("fk_thread_keys_thread_id")),
         sa.PrimaryKeyConstraint("mailbox", "key", name=op.f("pk_thread_keys")),
@@ -235,6 +235,8 @@ def upgrade() -> None:
         sa.Column("smtp_reply", sa.Text(), nullable=True),
         sa.Column("evidence", sa.String(length=40), nullable=True),
         sa.Column("uncertain_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("transmitted_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("copied_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("template", sa.String(length=200), nullable=True),
         sa.Column("automatic", sa.Boolean(), server_default=sa.text("(false)"), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
@@ -246,14 +248,15 @@ def upgrade() -> None:
     )
     op.create_index("ix_outbox_case_id", "outbox", ["case_id"], unique=False)
     op.create_index("ix_outbox_mailbox_recipient", "outbox", ["mailbox", "recipient", "created_at"], unique=False)
+    op.create_index("ix_outbox_mailbox_transmitted_at", "outbox", ["mailbox", "transmitted_at"], unique=False)
     op.create_index("ix_outbox_state_not_before", "outbox", ["state", "not_before"], unique=False)
     op.create_index(
         "uq_outbox_one_reply_per_case",
         "outbox",
         ["case_id"],
         unique=True,
-        sqlite_where=sa.text("kind = 'buyer_reply' AND state NOT IN ('cancelled', 'failed')"),
-        postgresql_where=sa.text("kind = 'buyer_reply' AND state NOT IN ('cancelled', 'failed')"),
+        sqlite_where=sa.text("kind = 'buyer_reply' AND (state NOT IN ('cancelled', 'failed') OR uncertain_at IS NOT NULL)"),
+        postgresql_where=sa.text("kind = 'buyer_reply' AND (state NOT IN ('cancelled', 'failed') OR uncertain_at IS NOT NULL)"),
     )
     op.create_table(
         "raw_mail",

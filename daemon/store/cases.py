@@ -1,0 +1,526 @@
+"""Cases: one inbound message each, from the durable copy of its bytes to its end.
+
+The order of writes is the promise. :func:`receive` stores raw bytes and cursor
+in one transaction before anything is shown to the mail server. :func:`claim`
+counts the attempt before the bytes are read, so that a message that kills its
+reader is set aside after a few tries. :func:`understand` and :func:`settle`
+repeat without harm, since every change is guarded by the state that the
+caller saw and by the claim that it holds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Connection, and_, func, insert, or_, select, update
+
+from daemon.store import folders, outbox, threads
+from daemon.store.dialect import insert_one_new, locked, serialise, upsert
+from daemon.store.tables import cases, events, raw_mail, records
+from daemon.store.tables import folders as folders_table
+from daemon.store.tables import outbox as outbox_table
+from daemon.store.transitions import StaleMove, move_case
+from daemon.vocab import CaseState, DeliveryKind, DeliveryState, History, Kind, RawMail
+
+ACTOR = "postsale"
+
+#: Where messages are understood one after the other on all hosts, so that two copies of one mail never miss each other.
+_UNDERSTAND = 0x756E6465
+
+#: States in which a case still waits for its answer.
+OPEN_STATES = (
+    CaseState.RECEIVED,
+    CaseState.DEFERRED,
+    CaseState.AWAITING_APPROVAL,
+    CaseState.QUEUED,
+    CaseState.SENDING,
+    CaseState.UNCERTAIN,
+    CaseState.HUMAN,
+    CaseState.BROKEN,
+)
+
+_HEADER_LIMIT = 262_144
+_MESSAGE_ID = re.compile(rb"^message-id:[ \t]*(?:\r?\n[ \t]+)?(<[!-;=?-~]{1,250}>)[ \t]*\r?$", re.IGNORECASE | re.MULTILINE)
+
+
+# --------------------------------------------------------------------------- receiving
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """What a batch came to: the ids of new cases, in the batch's order, and how many messages were known already."""
+
+    case_ids: tuple[int, ...]
+    known: int
+
+
+def receive(connection: Connection, batch: Sequence[RawMail], *, now: datetime) -> Received:
+    """Store messages and move the cursors of their folders past them, all in the caller's transaction.
+
+    Storing a message again (same mailbox, folder, UIDVALIDITY and UID) changes
+    nothing. Messages of an epoch that the folder is no longer in are refused
+    with ValueError: their numbers mean something else by now.
+    """
+    made: list[int] = []
+    for (mailbox, folder), mails in _by_folder(batch).items():
+        place = folders.get(connection, mailbox, folder)
+        for mail in mails:
+            if place is None or place.uidvalidity != mail.uidvalidity:
+                raise ValueError(f"{mailbox}/{folder} is not in epoch {mail.uidvalidity}")
+            case_id = insert_one_new(connection, cases, _row(mail, place, now))
+            if case_id is not None:
+                connection.execute(insert(raw_mail).values(case_id=case_id, body=mail.raw))
+                _event(connection, case_id, None, CaseState.RECEIVED, "arrived", now)
+                made.append(case_id)
+        folders.advance_cursor(connection, mailbox, folder, mails[0].uidvalidity, [mail.uid for mail in mails])
+        connection.execute(
+            update(folders_table)
+            .where(folders_table.c.mailbox == mailbox, folders_table.c.folder == folder)
+            .values(last_mail_at=now)
+        )
+    return Received(tuple(made), len(batch) - len(made))
+
+
+def _by_folder(batch: Sequence[RawMail]) -> dict[tuple[str, str], list[RawMail]]:
+    grouped: dict[tuple[str, str], list[RawMail]] = {}
+    for mail in batch:
+        grouped.setdefault((mail.mailbox, mail.folder), []).append(mail)
+    return grouped
+
+
+def _row(mail: RawMail, place: folders.Folder, now: datetime) -> dict[str, Any]:
+    found = _MESSAGE_ID.search(_header_block(mail.raw))
+    return {
+        "mailbox": mail.mailbox,
+        "folder": mail.folder,
+        "uidvalidity": mail.uidvalidity,
+        "uid": mail.uid,
+        "message_id": found.group(1).decode("ascii") if found else None,
+        "raw_sha256": hashlib.sha256(mail.raw).hexdigest(),
+        "size": mail.size or len(mail.raw),
+        "truncated": mail.truncated,
+        "review": mail.uid <= place.review_uid,
+        "internal_date": mail.internal_date,
+        "received_at": now,
+        "state": CaseState.RECEIVED.value,
+        "reason": "arrived",
+        "updated_at": now,
+    }
+
+
+def _header_block(raw: bytes) -> bytes:
+    head = raw[:_HEADER_LIMIT]
+    ends = [end for end in (head.find(b"\r\n\r\n"), head.find(b"\n\n")) if end >= 0]
+    return head[: min(ends) + 2] if ends else head
+
+
+# --------------------------------------------------------------------------- claiming
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """A case that this worker, and nobody else until the lease ends, may read and decide."""
+
+    case_id: int
+    state: CaseState  # received or deferred
+    mailbox: str
+    folder: str
+    uid: int
+    raw: bytes
+    size: int
+    truncated: bool
+    review: bool
+    internal_date: datetime | None
+    received_at: datetime
+    attempts: int  # this one included
+
+
+def claim(
+    connection: Connection, *, worker: str, limit: int, lease: timedelta, max_attempts: int, now: datetime
+) -> list[Claimed]:
+    """Take up to ``limit`` cases that want to be read, oldest first; returns them with their bytes.
+
+    The attempt is counted here, before anybody reads the bytes. A case that
+    was tried ``max_attempts`` times without an outcome becomes broken. A lease
+    that runs longer than anybody gives is from a clock that has since been
+    set back, and counts as ended.
+    """
+    free = or_(cases.c.lease_until.is_(None), cases.c.lease_until <= now, cases.c.lease_until > now + 2 * lease)
+    due = or_(
+        cases.c.state == CaseState.RECEIVED.value,
+        and_(cases.c.state == CaseState.DEFERRED.value, cases.c.due_at <= now),
+    )
+    wanted = select(cases.c.id, cases.c.state, cases.c.attempts).where(due, free).order_by(cases.c.id).limit(limit)
+    taken: list[int] = []
+    for row in connection.execute(locked(connection, wanted)).all():
+        if row.attempts >= max_attempts:
+            move_case(
+                connection, row.id, CaseState(row.state), CaseState.BROKEN, reason="too_many_attempts", actor=ACTOR, now=now
+            )
+        else:
+            taken.append(row.id)
+    if not taken:
+        return []
+    connection.execute(
+        update(cases)
+        .where(cases.c.id.in_(taken))
+        .values(claimed_by=worker, lease_until=now + lease, attempts=cases.c.attempts + 1, updated_at=now)
+    )
+    rows = connection.execute(
+        select(cases, raw_mail.c.body)
+        .join(raw_mail, raw_mail.c.case_id == cases.c.id)
+        .where(cases.c.id.in_(taken))
+        .order_by(cases.c.id)
+    )
+    return [
+        Claimed(
+            case_id=row.id,
+            state=CaseState(row.state),
+            mailbox=row.mailbox,
+            folder=row.folder,
+            uid=row.uid,
+            raw=row.body,
+            size=row.size,
+            truncated=row.truncated,
+            review=row.review,
+            internal_date=row.internal_date,
+            received_at=row.received_at,
+            attempts=row.attempts,
+        )
+        for row in rows
+    ]
+
+
+def give_back(connection: Connection, case_ids: Sequence[int], *, worker: str) -> None:
+    """End the lease of cases that were claimed but not begun; the attempt does not count."""
+    connection.execute(
+        update(cases)
+        .where(cases.c.id.in_(case_ids), cases.c.claimed_by == worker)
+        .values(claimed_by=None, lease_until=None, attempts=cases.c.attempts - 1)
+    )
+
+
+def forget_leases(connection: Connection, *, workers_like: str) -> int:
+    """At start: end the leases of earlier runs, whose worker names begin with ``workers_like``; returns how many."""
+    return connection.execute(
+        update(cases)
+        .where(cases.c.claimed_by.startswith(workers_like, autoescape=True))
+        .values(claimed_by=None, lease_until=None)
+    ).rowcount
+
+
+def next_due(connection: Connection) -> datetime | None:
+    """When the next deferred case wants to be looked at."""
+    due: datetime | None = connection.execute(
+        select(func.min(cases.c.due_at)).where(cases.c.state == CaseState.DEFERRED.value)
+    ).scalar_one()
+    return due
+
+
+# --------------------------------------------------------------------------- understanding
+
+
+@dataclass(frozen=True, slots=True)
+class Understood:
+    """What reading a message says that the store has to know before anything is decided."""
+
+    content_key: str
+    message_id: str | None
+    sender: str  # the writer's address, "" when there is none to speak of
+    kind: Kind
+    notice: str | None = None
+    marketplace: str | None = None
+    language: str | None = None
+    order_id: str | None = None
+    thread_keys: tuple[str, ...] = ()  # strongest first
+    vouched: bool = False  # the marketplace itself proved these keys
+    answers: tuple[str, ...] = ()  # Message-IDs of In-Reply-To and References
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What the store knows around a message."""
+
+    thread_id: int
+    duplicate_of: int | None  # the case that holds the same message already
+    reused_message_id: bool  # another message came under the same Message-ID
+    history: History
+    proved: tuple[int, ...] = ()  # deliveries of unknown fate that this message proves to have arrived
+
+
+def understand(
+    connection: Connection, case_id: int, what: Understood, *, worker: str, response_hours: float, now: datetime
+) -> Context:
+    """Write down what a claimed message is, find its thread and its double, and say what came before.
+
+    Starts the marketplace clock: ``response_hours`` after the first unanswered
+    message of the thread. Raises StaleMove when the claim has been lost.
+    """
+    serialise(connection, _UNDERSTAND)
+    what = _fitting(what)
+    row = connection.execute(
+        select(cases.c.mailbox, cases.c.internal_date, cases.c.received_at).where(
+            cases.c.id == case_id, cases.c.claimed_by == worker
+        )
+    ).one_or_none()
+    if row is None:
+        raise StaleMove(f"case {case_id} is no longer held by {worker}")
+    mailbox = row.mailbox
+    own_key = () if what.message_id is None else (threads.message_key(what.message_id),)
+    answered = tuple(threads.message_key(m) for m in what.answers)
+    keys = (*answered, *what.thread_keys, *own_key)
+    thread_id = threads.join(connection, mailbox, correspondent=what.sender, keys=keys, vouched=what.vouched, now=now)
+    duplicate_of = _twin(connection, case_id, mailbox, what.content_key)
+    values: dict[str, Any] = {
+        "content_key": what.content_key,
+        "message_id": what.message_id,
+        "sender": what.sender,
+        "kind": what.kind.value,
+        "notice": what.notice,
+        "marketplace": what.marketplace,
+        "language": what.language,
+        "order_id": what.order_id,
+        "thread_id": thread_id,
+        "duplicate_of": duplicate_of,
+    }
+    if what.kind is Kind.BUYER and duplicate_of is None:
+        arrived = min(row.internal_date or row.received_at, row.received_at)
+        values["deadline_at"] = _deadline(connection, case_id, thread_id, arrived + timedelta(hours=response_hours))
+    connection.execute(update(cases).where(cases.c.id == case_id).values(**values))
+    proved = outbox.prove(connection, mailbox, (*what.answers, *((what.message_id,) if what.message_id else ())), now=now)
+    return Context(
+        thread_id=thread_id,
+        duplicate_of=duplicate_of,
+        reused_message_id=duplicate_of is None and _message_id_is_taken(connection, case_id, mailbox, what),
+        history=history(connection, mailbox, sender=what.sender, thread_id=thread_id, before=case_id, now=now),
+        proved=tuple(proved),
+    )
+
+
+def _fitting(what: Understood) -> Understood:
+    """The same, no longer than the columns are: hostile mail has no limits of its own."""
+    return replace(
+        what,
+        message_id=what.message_id if what.message_id and len(what.message_id) <= _column_length("message_id") else None,
+        sender=what.sender.lower()[: _column_length("sender")],
+        order_id=what.order_id[: _column_length("order_id")] if what.order_id else None,
+        language=what.language[: _column_length("language")] if what.language else None,
+    )
+
+
+def _column_length(name: str) -> int:
+    length: int = cases.c[name].type.length  # type: ignore[attr-defined]
+    return length
+
+
+def _twin(connection: Connection, case_id: int, mailbox: str, content_key: str) -> int | None:
+    twin: int | None = connection.execute(
+        select(func.min(cases.c.id)).where(
+            cases.c.mailbox == mailbox,
+            cases.c.content_key == content_key,
+            cases.c.id != case_id,
+            cases.c.duplicate_of.is_(None),
+        )
+    ).scalar_one()
+    return twin
+
+
+def _message_id_is_taken(connection: Connection, case_id: int, mailbox: str, what: Understood) -> bool:
+    if what.message_id is None:
+        return False
+    found = connection.execute(
+        select(cases.c.id)
+        .where(
+            cases.c.mailbox == mailbox,
+            cases.c.message_id == what.message_id,
+            cases.c.id != case_id,
+            cases.c.content_key.is_not(None),
+            cases.c.content_key != what.content_key,
+        )
+        .limit(1)
+    )
+    return found.first() is not None
+
+
+def _deadline(connection: Connection, case_id: int, thread_id: int, own: datetime) -> datetime:
+    earliest: datetime | None = connection.execute(
+        select(func.min(cases.c.deadline_at)).where(
+            cases.c.thread_id == thread_id, cases.c.id != case_id, cases.c.state.in_([s.value for s in OPEN_STATES])
+        )
+    ).scalar_one()
+    return min(own, earliest) if earliest is not None else own
+
+
+def history(
+    connection: Connection, mailbox: str, *, sender: str, thread_id: int | None, now: datetime, before: int | None = None
+) -> History:
+    """Earlier traffic with a writer and in a thread; ``before`` is the case that is being looked at."""
+    sender = sender.lower()
+    day, hour = now - timedelta(hours=24), now - timedelta(hours=1)
+    box = outbox_table.c
+    ours = (
+        box.mailbox == mailbox,
+        box.kind == DeliveryKind.BUYER_REPLY.value,
+        box.state.not_in([DeliveryState.CANCELLED.value, DeliveryState.FAILED.value]),
+    )
+
+    def count(*where: Any) -> int:
+        found: int = connection.execute(select(func.count()).select_from(outbox_table).where(*ours, *where)).scalar_one()
+        return found
+
+    to_sender = (func.lower(box.recipient) == sender, box.created_at > day)
+    in_thread = select(cases.c.id).where(cases.c.thread_id == thread_id)
+    earlier = [cases.c.thread_id == thread_id, cases.c.duplicate_of.is_(None)]
+    if before is not None:
+        earlier.append(cases.c.id < before)
+    return History(
+        replies_to_address_24h=count(*to_sender) if sender else 0,
+        auto_replies_to_address_24h=count(*to_sender, box.automatic.is_(True)) if sender else 0,
+        replies_in_thread_72h=count(box.case_id.in_(in_thread), box.created_at > now - timedelta(hours=72)),
+        replies_last_hour=count(box.created_at > hour),
+        mails_from_address_24h=connection.execute(
+            select(func.count())
+            .select_from(cases)
+            .where(cases.c.mailbox == mailbox, cases.c.sender == sender, cases.c.received_at > day)
+        ).scalar_one(),
+        earlier_in_thread=connection.execute(select(func.count()).select_from(cases).where(*earlier)).scalar_one(),
+        templates_used_in_thread=tuple(
+            connection.execute(
+                select(box.template).distinct().where(*ours, box.case_id.in_(in_thread), box.template.is_not(None))
+            ).scalars()
+        ),
+        thread_order_ids=tuple(
+            connection.execute(
+                select(cases.c.order_id).distinct().where(cases.c.thread_id == thread_id, cases.c.order_id.is_not(None))
+            ).scalars()
+        ),
+        template_uses_last_hour=_template_uses(connection, ours, hour),
+    )
+
+
+def _template_uses(connection: Connection, ours: Sequence[Any], since: datetime) -> dict[str, int]:
+    box = outbox_table.c
+    query = select(box.template, func.count().label("uses")).where(*ours, box.created_at > since, box.template.is_not(None))
+    return {row.template: row.uses for row in connection.execute(query.group_by(box.template))}
+
+
+def open_in_thread(connection: Connection, thread_id: int, *, before: int) -> list[tuple[int, CaseState]]:
+    """Earlier buyer messages of a thread that still wait for an answer, oldest first: a newer one may overtake them."""
+    rows = connection.execute(
+        select(cases.c.id, cases.c.state)
+        .where(
+            cases.c.thread_id == thread_id,
+            cases.c.id < before,
+            cases.c.kind == Kind.BUYER.value,
+            cases.c.state.in_([s.value for s in OPEN_STATES]),
+        )
+        .order_by(cases.c.id)
+    )
+    return [(row.id, CaseState(row.state)) for row in rows]
+
+
+# --------------------------------------------------------------------------- settling
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """How reading and deciding ended for one claimed case."""
+
+    case_id: int
+    from_: CaseState
+    to: CaseState
+    reason: str
+    values: Mapping[str, Any] = field(default_factory=dict)  # further columns of the case
+    reading: Mapping[str, Any] | None = None
+    outcome: Mapping[str, Any] | None = None
+    traceback: str | None = None
+    detail: Mapping[str, Any] | None = None  # of the event row
+
+
+def settle(connection: Connection, what: Settlement, *, worker: str, now: datetime) -> None:
+    """Write an outcome down and let the case go; its attempts start from zero when it is read again.
+
+    The caller adds drafts, requests or the outbox row in the same transaction.
+    Raises StaleMove when the claim has been lost: nothing is written, and
+    whoever holds the case now decides.
+    """
+    held = connection.execute(select(cases.c.id).where(cases.c.id == what.case_id, cases.c.claimed_by == worker)).one_or_none()
+    if held is None:
+        raise StaleMove(f"case {what.case_id} is no longer held by {worker}")
+    values = dict(what.values)
+    if what.to is not CaseState.BROKEN:
+        values["attempts"] = 0
+    if what.to is what.from_:
+        connection.execute(
+            update(cases)
+            .where(cases.c.id == what.case_id, cases.c.state == what.from_.value)
+            .values(reason=what.reason, claimed_by=None, lease_until=None, updated_at=now, **values)
+        )
+    else:
+        move_case(
+            connection,
+            what.case_id,
+            what.from_,
+            what.to,
+            reason=what.reason,
+            actor=ACTOR,
+            now=now,
+            values=values,
+            detail=what.detail,
+        )
+    kept = {"reading": what.reading, "outcome": what.outcome, "traceback": what.traceback}
+    given = {key: value for key, value in kept.items() if value is not None}
+    if given:
+        upsert(connection, records, {"case_id": what.case_id}, given)
+
+
+def release(connection: Connection, case_id: int, *, actor: str, now: datetime) -> CaseState:
+    """Have a case read and decided again, with all its tries before it; returns the state that it was in.
+
+    Raises KeyError for an unknown case, and IllegalMove from a state that
+    cannot go back (applied, sent, in delivery).
+    """
+    state = connection.execute(select(cases.c.state).where(cases.c.id == case_id)).scalar_one_or_none()
+    if state is None:
+        raise KeyError(case_id)
+    move_case(
+        connection,
+        case_id,
+        CaseState(state),
+        CaseState.RECEIVED,
+        reason="released",
+        actor=actor,
+        now=now,
+        values={"attempts": 0, "due_at": None},
+    )
+    return CaseState(state)
+
+
+def load_raw(connection: Connection, case_id: int) -> bytes | None:
+    """The message as it came, None when retention has removed it."""
+    body: bytes | None = connection.execute(select(raw_mail.c.body).where(raw_mail.c.case_id == case_id)).scalar_one_or_none()
+    return body
+
+
+def counts(connection: Connection) -> dict[CaseState, int]:
+    """How many cases stand in each state."""
+    rows = connection.execute(select(cases.c.state, func.count()).group_by(cases.c.state))
+    return {CaseState(state): number for state, number in rows}
+
+
+def _event(connection: Connection, case_id: int, from_: CaseState | None, to: CaseState, reason: str, now: datetime) -> None:
+    connection.execute(
+        insert(events).values(
+            case_id=case_id,
+            at=now,
+            from_state=from_.value if from_ else None,
+            to_state=to.value,
+            reason=reason,
+            actor=ACTOR,
+        )
+    )

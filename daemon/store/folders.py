@@ -1,0 +1,147 @@
+"""Where Postsale stands in each watched folder: epoch, baseline, cursor, health."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Connection, func, insert, select, update
+
+from daemon.store.tables import cases, folders
+
+#: Values that one IN list may carry; SQLite before 3.32 took 999 and PostgreSQL 65,535 in all.
+_IN_LIMIT = 900
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """One watched folder.
+
+    ``baseline_uid`` is the last message that was there before Postsale: it and
+    everything older is never answered. ``review_uid`` is set when the server
+    has renumbered the folder (a new UIDVALIDITY): what it held then is known
+    mail under new numbers, and nothing of it is answered by itself.
+    """
+
+    mailbox: str
+    folder: str
+    uidvalidity: int
+    last_uid: int
+    baseline_uid: int
+    review_uid: int
+    last_success_at: datetime | None
+
+
+def get(connection: Connection, mailbox: str, folder: str) -> Folder | None:
+    """Where a folder stands, None before the first contact."""
+    row = connection.execute(
+        select(
+            folders.c.mailbox,
+            folders.c.folder,
+            folders.c.uidvalidity,
+            folders.c.last_uid,
+            folders.c.baseline_uid,
+            folders.c.review_uid,
+            folders.c.last_success_at,
+        ).where(folders.c.mailbox == mailbox, folders.c.folder == folder)
+    ).one_or_none()
+    return Folder(*row) if row else None
+
+
+def open_folder(
+    connection: Connection, mailbox: str, folder: str, *, uidvalidity: int, newest_uid: int, now: datetime
+) -> Folder:
+    """Take note that the server shows the folder in this epoch; ``newest_uid`` is the highest UID that it has given out.
+
+    First contact: everything up to ``newest_uid`` is baseline. A changed
+    UIDVALIDITY starts a new epoch: old mail has come back under new numbers
+    and mail that nobody has seen may be among it, so that all of it is looked
+    at again, under review.
+    """
+    known = get(connection, mailbox, folder)
+    if known is not None and known.uidvalidity == uidvalidity:
+        return known
+    if known is None:
+        connection.execute(
+            insert(folders).values(
+                mailbox=mailbox,
+                folder=folder,
+                uidvalidity=uidvalidity,
+                last_uid=newest_uid,
+                baseline_uid=newest_uid,
+                review_uid=0,
+                last_success_at=now,
+            )
+        )
+        return Folder(mailbox, folder, uidvalidity, newest_uid, newest_uid, 0, now)
+    connection.execute(
+        update(folders)
+        .where(folders.c.mailbox == mailbox, folders.c.folder == folder)
+        .values(uidvalidity=uidvalidity, last_uid=newest_uid, baseline_uid=0, review_uid=newest_uid)
+    )
+    return Folder(mailbox, folder, uidvalidity, newest_uid, 0, newest_uid, known.last_success_at)
+
+
+def unknown_uids(connection: Connection, folder: Folder, uids: Collection[int]) -> list[int]:
+    """Those of ``uids`` above the baseline that the store does not hold yet, ascending."""
+    wanted = sorted(uid for uid in uids if uid > folder.baseline_uid)
+    known: set[int] = set()
+    for start in range(0, len(wanted), _IN_LIMIT):
+        known.update(
+            connection.execute(
+                select(cases.c.uid).where(
+                    cases.c.mailbox == folder.mailbox,
+                    cases.c.folder == folder.folder,
+                    cases.c.uidvalidity == folder.uidvalidity,
+                    cases.c.uid.in_(wanted[start : start + _IN_LIMIT]),
+                )
+            ).scalars()
+        )
+    return [uid for uid in wanted if uid not in known]
+
+
+def oldest_uid_to_rescan(connection: Connection, folder: Folder, since: datetime) -> int:
+    """The UID from which a rescan has to look: above everything that arrived before ``since``."""
+    highest: int | None = connection.execute(
+        select(func.max(cases.c.uid)).where(
+            cases.c.mailbox == folder.mailbox,
+            cases.c.folder == folder.folder,
+            cases.c.uidvalidity == folder.uidvalidity,
+            cases.c.received_at < since,
+        )
+    ).scalar_one()
+    return max(folder.baseline_uid, highest or 0) + 1
+
+
+def succeeded(connection: Connection, mailbox: str, folder: str, *, now: datetime) -> None:
+    """The folder was read to its end."""
+    connection.execute(
+        update(folders)
+        .where(folders.c.mailbox == mailbox, folders.c.folder == folder)
+        .values(last_success_at=now, last_error=None, last_error_at=None)
+    )
+
+
+def failed(connection: Connection, mailbox: str, folder: str, *, error: str, now: datetime) -> None:
+    """The folder could not be read; ``error`` says why without quoting mail."""
+    connection.execute(
+        update(folders)
+        .where(folders.c.mailbox == mailbox, folders.c.folder == folder)
+        .values(last_error=error[:500], last_error_at=now)
+    )
+
+
+def advance_cursor(connection: Connection, mailbox: str, folder: str, uidvalidity: int, uids: Sequence[int]) -> None:
+    """Move the cursor past these UIDs, never backwards and only in the epoch that they are from."""
+    if uids:
+        connection.execute(
+            update(folders)
+            .where(
+                folders.c.mailbox == mailbox,
+                folders.c.folder == folder,
+                folders.c.uidvalidity == uidvalidity,
+                folders.c.last_uid < max(uids),
+            )
+            .values(last_uid=max(uids))
+        )

@@ -1,0 +1,723 @@
+"""The outbox: one row is one recipient and one frozen byte string.
+
+A reply to a buyer leaves at most once, a notice to staff at least once. Three
+commits carry that promise: the claim with its attempt row before the network
+is touched, :func:`begin_transmit` before the first body byte, and the outcome.
+Whatever is found between the second and the third is of unknown fate: never
+sent again by itself, but proved by evidence or decided by a person.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy import Connection, func, insert, or_, select, update
+
+from daemon.clock import DELIVERY_BACKOFF_SECONDS, backoff
+from daemon.errors import PostsaleError
+from daemon.store import settings, threads
+from daemon.store.dialect import insert_one_new
+from daemon.store.tables import attempts, cases, outbox
+from daemon.store.transitions import StaleMove, move_case, move_delivery
+from daemon.vocab import CaseState, DeliveryKind, DeliveryState, Kind, Outgoing
+
+ACTOR = "postsale"
+
+#: Minutes after a delivery became uncertain at which evidence is looked for.
+EVIDENCE_MINUTES: Sequence[float] = (0.1, 1, 2, 5, 10, 20, 30, 60, 120, 240)
+
+_ADDRESS = re.compile(r"^[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]{1,64}@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+$")
+_MESSAGE_ID = re.compile(r"^<[\x21-\x3b\x3d\x3f-\x7e]{1,250}>$")
+#: States from which the server's own word settles an attempt; uncertain, when another run gave it up too early.
+_OPEN_ATTEMPT = (DeliveryState.CLAIMED, DeliveryState.TRANSMITTING, DeliveryState.UNCERTAIN)
+_UNKNOWN_FATE = (DeliveryState.UNCERTAIN, DeliveryState.NEEDS_HUMAN)
+
+
+class NotDeliverable(PostsaleError):
+    """The mail cannot be put into the outbox as it is: a bug in whoever built it, never a buyer's doing."""
+
+
+class AlreadyReplying(PostsaleError):
+    """The case already has a reply that left, may have left, or is about to."""
+
+
+# --------------------------------------------------------------------------- putting in
+
+
+def enqueue(
+    connection: Connection, mail: Outgoing, *, now: datetime, template: str | None = None, automatic: bool = False
+) -> int:
+    """Put a frozen mail into the outbox, in the transaction that approves it; returns its delivery id.
+
+    ``mail.not_before`` carries the undo window. ``automatic``: it leaves
+    without a person's word. Enqueuing the same bytes under the same
+    ``dedupe_key`` again changes nothing and returns the first row's id. The
+    caller moves the case. Raises NotDeliverable for addresses, Message-IDs or
+    digests that do not hold, AlreadyReplying for a second reply to one case.
+    """
+    _check(mail)
+    present = connection.execute(
+        select(outbox.c.id, outbox.c.mime_sha256).where(
+            outbox.c.kind == mail.kind.value, outbox.c.dedupe_key == mail.dedupe_key
+        )
+    ).one_or_none()
+    if present is not None:
+        if present.mime_sha256 != mail.sha256:
+            raise NotDeliverable("another mail stands under the same key")
+        same: int = present.id
+        return same
+    delivery_id = insert_one_new(
+        connection,
+        outbox,
+        {
+            "kind": mail.kind.value,
+            "mailbox": mail.mailbox,
+            "case_id": mail.case_id,
+            "revision": mail.revision,
+            "recipient": mail.recipient,
+            "envelope_from": mail.envelope_from,
+            "message_id": mail.message_id,
+            "dedupe_key": mail.dedupe_key,
+            "mime": mail.mime,
+            "mime_sha256": mail.sha256,
+            "state": DeliveryState.QUEUED.value,
+            "not_before": mail.not_before or now,
+            "template": template,
+            "automatic": automatic,
+            "created_at": now,
+            "updated_at": now,
+        },
+    )
+    if delivery_id is None:
+        raise AlreadyReplying(f"case {mail.case_id} already has a reply under way")
+    if mail.case_id is not None:
+        _let_answers_join(connection, mail)
+    return delivery_id
+
+
+def _check(mail: Outgoing) -> None:
+    if not _ADDRESS.match(mail.recipient):
+        raise NotDeliverable("the recipient is no plain mail address")
+    if mail.envelope_from and not _ADDRESS.match(mail.envelope_from):
+        raise NotDeliverable("the envelope sender is no plain mail address")
+    if not _MESSAGE_ID.match(mail.message_id):
+        raise NotDeliverable("the Message-ID is malformed")
+    if hashlib.sha256(mail.mime).hexdigest() != mail.sha256:
+        raise NotDeliverable("the bytes are not those of the digest")
+    if mail.kind is DeliveryKind.BUYER_REPLY and (mail.case_id is None or mail.revision is None):
+        raise NotDeliverable("a reply to a buyer belongs to a case and a revision")
+
+
+def _let_answers_join(connection: Connection, mail: Outgoing) -> None:
+    thread_id = connection.execute(select(cases.c.thread_id).where(cases.c.id == mail.case_id)).scalar_one_or_none()
+    if thread_id is not None and mail.kind is DeliveryKind.BUYER_REPLY:
+        keys = [threads.message_key(mail.message_id)]
+        threads.add_keys(connection, mail.mailbox, thread_id, correspondent=mail.recipient, keys=keys)
+
+
+def cancel(connection: Connection, case_id: int, *, now: datetime) -> bool:
+    """Stop the queued reply of a case, as NO within the undo window does; the caller moves the case.
+
+    False when there is none that can still be stopped: an attempt has begun.
+    """
+    row = connection.execute(
+        select(outbox.c.id).where(
+            outbox.c.case_id == case_id,
+            outbox.c.kind == DeliveryKind.BUYER_REPLY.value,
+            outbox.c.state == DeliveryState.QUEUED.value,
+            # a row that has once been of unknown fate may have arrived: it cannot be taken back
+            outbox.c.uncertain_at.is_(None),
+        )
+    ).one_or_none()
+    if row is None:
+        return False
+    try:
+        move_delivery(connection, row.id, DeliveryState.QUEUED, DeliveryState.CANCELLED, now=now)
+    except StaleMove:
+        return False
+    return True
+
+
+# --------------------------------------------------------------------------- taking out
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One row of the outbox as the deliver loop needs it."""
+
+    id: int
+    kind: DeliveryKind
+    mailbox: str
+    case_id: int | None
+    revision: int | None
+    recipient: str
+    envelope_from: str
+    message_id: str
+    mime: bytes
+    sha256: str
+    state: DeliveryState
+    not_before: datetime
+    attempts: int
+    template: str | None
+    automatic: bool
+    created_at: datetime
+    uncertain_at: datetime | None
+
+
+def due(connection: Connection, mailbox: str, *, now: datetime, limit: int = 50) -> list[Delivery]:
+    """Queued rows of a mailbox that may leave now, longest due first; staff notices before replies.
+
+    While sending is paused only staff notices are due.
+    """
+    kinds = [DeliveryKind.STAFF_NOTICE.value]
+    if settings.paused(connection, mailbox) is None:
+        kinds.append(DeliveryKind.BUYER_REPLY.value)
+    return _load(
+        connection,
+        outbox.c.mailbox == mailbox,
+        outbox.c.state == DeliveryState.QUEUED.value,
+        outbox.c.not_before <= now,
+        outbox.c.kind.in_(kinds),
+        order=(outbox.c.kind.desc(), outbox.c.not_before, outbox.c.id),
+        limit=limit,
+    )
+
+
+def next_due(connection: Connection, mailbox: str) -> datetime | None:
+    """When the next row of a mailbox wants attention: a queued one to leave, an uncertain one to be looked for."""
+    states = [DeliveryState.QUEUED.value, DeliveryState.UNCERTAIN.value]
+    found: datetime | None = connection.execute(
+        select(func.min(outbox.c.not_before)).where(outbox.c.mailbox == mailbox, outbox.c.state.in_(states))
+    ).scalar_one()
+    return found
+
+
+def newest_write(connection: Connection) -> datetime | None:
+    """The latest moment that the outbox knows of; a clock well before it has been set back."""
+    found: datetime | None = connection.execute(select(func.max(outbox.c.updated_at))).scalar_one()
+    return found
+
+
+def claim(connection: Connection, delivery_id: int, *, boot_id: str, now: datetime) -> Delivery:
+    """Commit A: take a due row, with an attempt row, before the network is touched.
+
+    Raises StaleMove when it is no longer queued and due, or sending was paused
+    in the meantime.
+    """
+    row = _one(connection, delivery_id)
+    if row.not_before > now:
+        raise StaleMove(f"delivery {delivery_id} is not due")
+    if row.kind is DeliveryKind.BUYER_REPLY and settings.paused(connection, row.mailbox) is not None:
+        raise StaleMove("sending is paused")
+    move_delivery(
+        connection,
+        delivery_id,
+        DeliveryState.QUEUED,
+        DeliveryState.CLAIMED,
+        now=now,
+        values={"claimed_by": boot_id, "attempts": outbox.c.attempts + 1},
+    )
+    if row.case_id is not None and row.kind is DeliveryKind.BUYER_REPLY:
+        move_case(connection, row.case_id, CaseState.QUEUED, CaseState.SENDING, reason="attempt", actor=ACTOR, now=now)
+    connection.execute(
+        insert(attempts).values(
+            delivery_id=delivery_id, number=row.attempts + 1, boot_id=boot_id, started_at=now, phase="connect"
+        )
+    )
+    return _one(connection, delivery_id)
+
+
+def begin_transmit(connection: Connection, delivery_id: int, *, boot_id: str, now: datetime) -> None:
+    """Commit B: the server granted DATA; from here on body bytes may leave.
+
+    Raises StaleMove when this run no longer holds the row: then nothing may be written.
+    """
+    move_delivery(
+        connection,
+        delivery_id,
+        DeliveryState.CLAIMED,
+        DeliveryState.TRANSMITTING,
+        now=now,
+        claimed_by=boot_id,
+        values={"transmitted_at": now},
+    )
+    _phase(connection, delivery_id, boot_id, "body")
+
+
+# --------------------------------------------------------------------------- outcomes
+
+
+def accepted(connection: Connection, delivery_id: int, *, boot_id: str, code: int, reply: str, now: datetime) -> None:
+    """Commit C: the server took the mail on itself."""
+    row = _held(connection, delivery_id, boot_id)
+    if row.state in _UNKNOWN_FATE:  # another run gave it up as lost while the answer was on its way
+        _prove(connection, row, "late_reply", now)
+    elif row.state is DeliveryState.TRANSMITTING:
+        values = {"smtp_code": code, "smtp_reply": reply[:500]}
+        move_delivery(connection, delivery_id, DeliveryState.TRANSMITTING, DeliveryState.SENT, now=now, values=values)
+        _follow(connection, row, CaseState.SENDING, CaseState.SENT, "accepted", now)
+    _end_attempt(connection, delivery_id, boot_id, "accepted", code, reply, now)
+
+
+def deferred(
+    connection: Connection, delivery_id: int, *, boot_id: str, phase: str, code: int | None, reply: str, now: datetime
+) -> None:
+    """The server or the way to it failed for now and certainly took nothing: queued again after a while.
+
+    When the back-off table is used up the delivery fails.
+    """
+    row = _held(connection, delivery_id, boot_id)
+    if row.state not in _OPEN_ATTEMPT:
+        pass  # settled by evidence while the answer was on its way
+    elif row.attempts >= len(DELIVERY_BACKOFF_SECONDS):
+        _fail(connection, row, "given_up", code, reply, now)
+    else:
+        wait = backoff(DELIVERY_BACKOFF_SECONDS, max(1, row.attempts))
+        _requeue(connection, row, now + timedelta(seconds=wait), now, code, reply)
+    _end_attempt(connection, delivery_id, boot_id, phase, code, reply, now)
+
+
+def postponed(
+    connection: Connection, delivery_id: int, *, boot_id: str, until: datetime, phase: str, reply: str, now: datetime
+) -> None:
+    """The account as a whole is in trouble (sign-in, TLS): queued again, and the attempt does not count."""
+    row = _held(connection, delivery_id, boot_id)
+    _requeue(connection, row, until, now, None, reply)
+    connection.execute(update(outbox).where(outbox.c.id == delivery_id).values(attempts=outbox.c.attempts - 1))
+    _end_attempt(connection, delivery_id, boot_id, phase, None, reply, now)
+
+
+def refused(
+    connection: Connection, delivery_id: int, *, boot_id: str, phase: str, code: int, reply: str, now: datetime
+) -> None:
+    """The server refused the mail for good: a person has to see to the case."""
+    row = _held(connection, delivery_id, boot_id)
+    if row.state in _OPEN_ATTEMPT:
+        _fail(connection, row, "refused", code, reply, now)
+    _end_attempt(connection, delivery_id, boot_id, phase, code, reply, now)
+
+
+def lost(connection: Connection, delivery_id: int, *, boot_id: str, reply: str, now: datetime) -> None:
+    """Commit D: the server's word on the whole message never came."""
+    row = _held(connection, delivery_id, boot_id)
+    _end_attempt(connection, delivery_id, boot_id, "body", None, reply, now)
+    if row.state is DeliveryState.TRANSMITTING:
+        _lose(connection, row, now)
+
+
+def _lose(connection: Connection, row: Delivery, now: datetime) -> None:
+    if row.kind is DeliveryKind.STAFF_NOTICE:  # staff may hear a thing twice
+        wait = backoff(DELIVERY_BACKOFF_SECONDS, max(1, row.attempts))
+        _requeue(connection, row, now + timedelta(seconds=wait), now, None, "lost after the message")
+        return
+    first_look = now + timedelta(minutes=EVIDENCE_MINUTES[0])
+    values = {"uncertain_at": now, "not_before": first_look}
+    move_delivery(connection, row.id, DeliveryState.TRANSMITTING, DeliveryState.UNCERTAIN, now=now, values=values)
+    _follow(connection, row, CaseState.SENDING, CaseState.UNCERTAIN, "no_word_from_server", now)
+
+
+def withdraw(connection: Connection, delivery_id: int, *, to: CaseState, reason: str, now: datetime) -> None:
+    """Take a queued reply back since the ground under it changed; its case goes where ``to`` says.
+
+    ``to`` is received (decide anew), withdrawn (a newer message or an answer
+    by other means took over) or human. A reply that may have arrived in an
+    earlier attempt is put before staff instead.
+    """
+    row = _one(connection, delivery_id)
+    if row.uncertain_at is not None:  # an earlier attempt may have arrived: deciding anew could answer twice
+        move_delivery(connection, delivery_id, DeliveryState.QUEUED, DeliveryState.NEEDS_HUMAN, now=now)
+        _follow(connection, row, CaseState.QUEUED, CaseState.UNCERTAIN, reason, now)
+        return
+    move_delivery(connection, delivery_id, DeliveryState.QUEUED, DeliveryState.CANCELLED, now=now)
+    _follow(connection, row, CaseState.QUEUED, to, reason, now)
+
+
+def hold_back(connection: Connection, delivery_id: int, *, until: datetime, now: datetime) -> None:
+    """Let a queued row wait: a rate is used up."""
+    connection.execute(
+        update(outbox)
+        .where(outbox.c.id == delivery_id, outbox.c.state == DeliveryState.QUEUED.value)
+        .values(not_before=until, updated_at=now)
+    )
+
+
+# --------------------------------------------------------------------------- unknown fate
+
+
+def recover(connection: Connection, mailbox: str, *, boot_id: str, now: datetime) -> tuple[int, int]:
+    """At start, holding the mailbox's lock: settle what an earlier run left; returns (queued again, uncertain).
+
+    What was claimed had sent no body byte and is queued again. What was
+    transmitting is of unknown fate.
+    """
+    left = _load(
+        connection,
+        outbox.c.mailbox == mailbox,
+        outbox.c.state.in_([DeliveryState.CLAIMED.value, DeliveryState.TRANSMITTING.value]),
+        or_(outbox.c.claimed_by.is_(None), outbox.c.claimed_by != boot_id),
+        order=(outbox.c.id,),
+    )
+    transmitting = 0
+    for row in left:
+        connection.execute(
+            update(attempts)
+            .where(attempts.c.delivery_id == row.id, attempts.c.ended_at.is_(None))
+            .values(ended_at=now, reply="the service stopped")
+        )
+        if row.state is DeliveryState.CLAIMED:
+            _requeue(connection, row, now, now, None, "the service stopped")
+        else:
+            transmitting += 1
+            _lose(connection, row, now)
+    return len(left) - transmitting, transmitting
+
+
+def uncertain_due(connection: Connection, mailbox: str, *, now: datetime) -> list[Delivery]:
+    """Replies of unknown fate for which evidence wants to be looked for now."""
+    return _load(
+        connection,
+        outbox.c.mailbox == mailbox,
+        outbox.c.state == DeliveryState.UNCERTAIN.value,
+        outbox.c.not_before <= now,
+        order=(outbox.c.not_before,),
+    )
+
+
+def no_evidence(connection: Connection, delivery_id: int, *, search_minutes: float, now: datetime) -> bool:
+    """Nothing was found this time: look again later, or after ``search_minutes`` ask staff (True)."""
+    row = _one(connection, delivery_id)
+    if row.state is not DeliveryState.UNCERTAIN or row.uncertain_at is None:
+        return False
+    passed = (now - row.uncertain_at) / timedelta(minutes=1)
+    if passed >= search_minutes:
+        move_delivery(connection, delivery_id, DeliveryState.UNCERTAIN, DeliveryState.NEEDS_HUMAN, now=now)
+        return True
+    later = next((m for m in EVIDENCE_MINUTES if m > passed), search_minutes)
+    at = row.uncertain_at + timedelta(minutes=min(later, search_minutes))
+    connection.execute(update(outbox).where(outbox.c.id == delivery_id).values(not_before=at))
+    return False
+
+
+def needing_decision(connection: Connection) -> list[Delivery]:
+    """Replies of unknown fate that staff must decide on: RESEND or DONE."""
+    return _load(connection, outbox.c.state == DeliveryState.NEEDS_HUMAN.value, order=(outbox.c.uncertain_at,))
+
+
+def prove(connection: Connection, mailbox: str, message_ids: Collection[str], *, now: datetime) -> list[int]:
+    """A message came that names one of ours: what was of unknown fate has arrived. Returns the deliveries proved.
+
+    Our Message-IDs cannot be guessed, so whoever names one has seen the mail,
+    whether it is the buyer's answer or a copy to ourselves.
+    """
+    named = [m for m in message_ids if _MESSAGE_ID.match(m)]
+    if not named:
+        return []
+    waiting = [DeliveryState.UNCERTAIN.value, DeliveryState.NEEDS_HUMAN.value, DeliveryState.QUEUED.value]
+    rows = _load(
+        connection,
+        outbox.c.mailbox == mailbox,
+        outbox.c.message_id.in_(named),
+        outbox.c.state.in_(waiting),
+        outbox.c.transmitted_at.is_not(None),
+    )
+    for row in rows:
+        _prove(connection, row, "named_by_inbound", now)
+    return [row.id for row in rows]
+
+
+def found_in_sent(connection: Connection, delivery_id: int, *, now: datetime) -> bool:
+    """The Sent folder holds the mail; False when its fate had been settled already."""
+    row = _one(connection, delivery_id)
+    if row.state not in _UNKNOWN_FATE:
+        return False
+    _prove(connection, row, "sent_folder", now)
+    connection.execute(update(outbox).where(outbox.c.id == delivery_id).values(copied_at=now))
+    return True
+
+
+def resend(connection: Connection, delivery_id: int, *, actor: str, now: datetime) -> None:
+    """A person decides that a reply of unknown fate goes again: same bytes, same Message-ID.
+
+    Raises StaleMove when it is no longer of unknown fate.
+    """
+    row = _one(connection, delivery_id)
+    if row.state not in _UNKNOWN_FATE:
+        raise StaleMove(f"delivery {delivery_id} is {row.state}")
+    values = {"not_before": now, "attempts": 0, "claimed_by": None}
+    move_delivery(connection, delivery_id, row.state, DeliveryState.QUEUED, now=now, values=values)
+    _follow(connection, row, CaseState.UNCERTAIN, CaseState.QUEUED, "resend", now, actor=actor)
+
+
+def done(connection: Connection, delivery_id: int, *, actor: str, now: datetime) -> None:
+    """A person knows that a reply of unknown fate arrived. Raises StaleMove when it is no longer of unknown fate."""
+    row = _one(connection, delivery_id)
+    if row.state not in _UNKNOWN_FATE:
+        raise StaleMove(f"delivery {delivery_id} is {row.state}")
+    _prove(connection, row, "person", now, actor=actor)
+
+
+def _prove(connection: Connection, row: Delivery, evidence: str, now: datetime, *, actor: str = ACTOR) -> None:
+    move_delivery(connection, row.id, row.state, DeliveryState.SENT, now=now, values={"evidence": evidence})
+    before = CaseState.QUEUED if row.state is DeliveryState.QUEUED else CaseState.UNCERTAIN
+    _follow(connection, row, before, CaseState.SENT, evidence, now, actor=actor)
+
+
+# --------------------------------------------------------------------------- bounces
+
+
+def bounced(
+    connection: Connection, mailbox: str, *, message_id: str | None, recipient: str | None, reason: str, now: datetime
+) -> int | None:
+    """A bounce, or a marketplace's notice that it passed a mail not on: reopen the case for a person.
+
+    Found by our Message-ID, else by the recipient where exactly one reply of
+    the last three days fits. Returns the delivery's id, None when it is none of ours or
+    had been settled as failed before.
+    """
+    row = _bounced_row(connection, mailbox, message_id, recipient, now)
+    if row is None:
+        return None
+    values = {"evidence": "bounce", "smtp_reply": reason[:500]}
+    move_delivery(connection, row.id, row.state, DeliveryState.BOUNCED, now=now, values=values)
+    if row.case_id is not None and row.kind is DeliveryKind.BUYER_REPLY:
+        state = connection.execute(select(cases.c.state).where(cases.c.id == row.case_id)).scalar_one()
+        if CaseState(state) in _REOPENED_BY_BOUNCE:
+            move_case(
+                connection,
+                row.case_id,
+                CaseState(state),
+                CaseState.HUMAN,
+                reason="bounced",
+                actor=ACTOR,
+                now=now,
+                values={"due_at": now},
+                detail={"reason": reason[:500], "delivery": row.id},
+            )
+    return row.id
+
+
+_REOPENED_BY_BOUNCE = (CaseState.SENT, CaseState.UNCERTAIN, CaseState.SENDING, CaseState.QUEUED)
+
+
+def _bounced_row(
+    connection: Connection, mailbox: str, message_id: str | None, recipient: str | None, now: datetime
+) -> Delivery | None:
+    bounceable = [
+        state.value
+        for state in (
+            DeliveryState.SENT,
+            DeliveryState.UNCERTAIN,
+            DeliveryState.NEEDS_HUMAN,
+            DeliveryState.TRANSMITTING,
+            DeliveryState.QUEUED,
+        )
+    ]
+    ours = (outbox.c.mailbox == mailbox, outbox.c.state.in_(bounceable), outbox.c.transmitted_at.is_not(None))
+    if message_id is not None and _MESSAGE_ID.match(message_id):
+        found = _load(connection, *ours, outbox.c.message_id == message_id)
+        if found:
+            return found[0]
+    if recipient:
+        found = _load(
+            connection,
+            *ours,
+            outbox.c.kind == DeliveryKind.BUYER_REPLY.value,
+            func.lower(outbox.c.recipient) == recipient.lower(),
+            outbox.c.transmitted_at > now - timedelta(days=3),
+        )
+        if len(found) == 1:
+            return found[0]
+    return None
+
+
+# --------------------------------------------------------------------------- the ground under a reply
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What really left lately, for caps and rates at the last moment."""
+
+    mailbox_hour: int
+    recipient_day: int
+    automatic_recipient_day: int
+    thread_72h: int
+    template_hour: int
+    oldest_in_hour: datetime | None
+
+
+def traffic(connection: Connection, row: Delivery, *, now: datetime) -> Traffic:
+    """Replies to buyers whose bytes were let out, as far as they count against this one."""
+    c = outbox.c
+    left = (c.mailbox == row.mailbox, c.kind == DeliveryKind.BUYER_REPLY.value, c.id != row.id)
+    hour, day = c.transmitted_at > now - timedelta(hours=1), c.transmitted_at > now - timedelta(days=1)
+
+    def count(*where: object) -> int:
+        found: int = connection.execute(
+            select(func.count()).select_from(outbox).where(*left, *where)  # type: ignore[arg-type]
+        ).scalar_one()
+        return found
+
+    to_them = (func.lower(c.recipient) == row.recipient.lower(), day)
+    thread = select(cases.c.thread_id).where(cases.c.id == row.case_id).scalar_subquery()
+    same_thread = c.case_id.in_(select(cases.c.id).where(cases.c.thread_id == thread))
+    return Traffic(
+        mailbox_hour=count(hour),
+        recipient_day=count(*to_them),
+        automatic_recipient_day=count(*to_them, c.automatic.is_(True)),
+        thread_72h=count(same_thread, c.transmitted_at > now - timedelta(hours=72)),
+        template_hour=count(hour, c.template == row.template) if row.template else 0,
+        oldest_in_hour=connection.execute(select(func.min(c.transmitted_at)).where(*left, hour)).scalar_one(),
+    )
+
+
+def overtaken(connection: Connection, row: Delivery) -> str | None:
+    """Whether the thread moved on since the reply was approved: the reason, or None.
+
+    ``answered`` when a reply of ours to a later message left; ``wrote_again``
+    when the buyer wrote a message that wants an answer; ``being_read`` when
+    it is not known yet whether the newer message wants one.
+    """
+    case = connection.execute(select(cases.c.thread_id).where(cases.c.id == row.case_id)).one_or_none()
+    if case is None or case.thread_id is None:
+        return None
+    newer = (
+        connection.execute(
+            select(cases.c.state)
+            .where(
+                cases.c.thread_id == case.thread_id,
+                cases.c.id > row.case_id,
+                cases.c.kind == Kind.BUYER.value,
+                cases.c.received_at > row.created_at,
+                cases.c.duplicate_of.is_(None),
+                cases.c.state.not_in([CaseState.IGNORED.value, CaseState.APPLIED.value]),
+            )
+            .order_by(cases.c.id)
+        )
+        .scalars()
+        .all()
+    )
+    if newer:
+        return "being_read" if set(newer) == {CaseState.RECEIVED.value} else "wrote_again"
+    answered = connection.execute(
+        select(outbox.c.id)
+        .where(
+            outbox.c.case_id.in_(select(cases.c.id).where(cases.c.thread_id == case.thread_id)),
+            outbox.c.kind == DeliveryKind.BUYER_REPLY.value,
+            outbox.c.case_id > row.case_id,
+            outbox.c.transmitted_at > row.created_at,
+        )
+        .limit(1)
+    ).first()
+    return "answered" if answered is not None else None
+
+
+# --------------------------------------------------------------------------- copies for the Sent folder
+
+
+def without_copy(connection: Connection, mailbox: str, *, before: datetime, limit: int = 20) -> list[Delivery]:
+    """Replies that were accepted before that moment and of which no copy was seen in the Sent folder yet."""
+    return _load(
+        connection,
+        outbox.c.mailbox == mailbox,
+        outbox.c.kind == DeliveryKind.BUYER_REPLY.value,
+        outbox.c.state == DeliveryState.SENT.value,
+        outbox.c.copied_at.is_(None),
+        outbox.c.mime.is_not(None),
+        outbox.c.updated_at < before,
+        order=(outbox.c.id,),
+        limit=limit,
+    )
+
+
+def copied(connection: Connection, delivery_id: int, *, now: datetime) -> None:
+    """A copy is in the Sent folder."""
+    connection.execute(update(outbox).where(outbox.c.id == delivery_id).values(copied_at=now))
+
+
+# --------------------------------------------------------------------------- helpers
+
+_COLUMNS = (
+    outbox.c.id,
+    outbox.c.kind,
+    outbox.c.mailbox,
+    outbox.c.case_id,
+    outbox.c.revision,
+    outbox.c.recipient,
+    outbox.c.envelope_from,
+    outbox.c.message_id,
+    outbox.c.mime,
+    outbox.c.mime_sha256,
+    outbox.c.state,
+    outbox.c.not_before,
+    outbox.c.attempts,
+    outbox.c.template,
+    outbox.c.automatic,
+    outbox.c.created_at,
+    outbox.c.uncertain_at,
+)
+
+
+def _load(connection: Connection, *where: object, order: Sequence[object] = (), limit: int | None = None) -> list[Delivery]:
+    rows = connection.execute(select(*_COLUMNS).where(*where).order_by(*order).limit(limit))  # type: ignore[arg-type]
+    return [Delivery(r[0], DeliveryKind(r[1]), *r[2:8], r[8] or b"", r[9], DeliveryState(r[10]), *r[11:]) for r in rows]
+
+
+def _one(connection: Connection, delivery_id: int) -> Delivery:
+    found = _load(connection, outbox.c.id == delivery_id)
+    if not found:
+        raise KeyError(delivery_id)
+    return found[0]
+
+
+def _held(connection: Connection, delivery_id: int, boot_id: str) -> Delivery:
+    holder = connection.execute(select(outbox.c.claimed_by).where(outbox.c.id == delivery_id)).scalar_one_or_none()
+    if holder != boot_id:
+        raise StaleMove(f"delivery {delivery_id} is no longer of {boot_id}")
+    return _one(connection, delivery_id)
+
+
+def _requeue(connection: Connection, row: Delivery, not_before: datetime, now: datetime, code: int | None, reply: str) -> None:
+    values = {"not_before": not_before, "claimed_by": None, "smtp_code": code, "smtp_reply": reply[:500]}
+    move_delivery(connection, row.id, row.state, DeliveryState.QUEUED, now=now, values=values)
+    before = CaseState.UNCERTAIN if row.state is DeliveryState.UNCERTAIN else CaseState.SENDING
+    _follow(connection, row, before, CaseState.QUEUED, "attempt_failed", now)
+
+
+def _fail(connection: Connection, row: Delivery, reason: str, code: int | None, reply: str, now: datetime) -> None:
+    values = {"smtp_code": code, "smtp_reply": reply[:500]}
+    move_delivery(connection, row.id, row.state, DeliveryState.FAILED, now=now, values=values)
+    before = CaseState.UNCERTAIN if row.state is DeliveryState.UNCERTAIN else CaseState.SENDING
+    _follow(connection, row, before, CaseState.HUMAN, reason, now)
+
+
+def _follow(
+    connection: Connection, row: Delivery, from_: CaseState, to: CaseState, reason: str, now: datetime, *, actor: str = ACTOR
+) -> None:
+    """Let the case follow its reply, unless somebody has moved it elsewhere meanwhile."""
+    if row.case_id is None or row.kind is not DeliveryKind.BUYER_REPLY:
+        return
+    with suppress(StaleMove):
+        move_case(connection, row.case_id, from_, to, reason=reason, actor=actor, now=now, detail={"delivery": row.id})
+
+
+def _phase(connection: Connection, delivery_id: int, boot_id: str, phase: str) -> None:
+    connection.execute(
+        update(attempts)
+        .where(attempts.c.delivery_id == delivery_id, attempts.c.boot_id == boot_id, attempts.c.ended_at.is_(None))
+        .values(phase=phase)
+    )
+
+
+def _end_attempt(
+    connection: Connection, delivery_id: int, boot_id: str, phase: str, code: int | None, reply: str, now: datetime
+) -> None:
+    connection.execute(
+        update(attempts)
+        .where(attempts.c.delivery_id == delivery_id, attempts.c.boot_id == boot_id, attempts.c.ended_at.is_(None))
+        .values(phase=phase, ended_at=now, code=code, reply=reply[:500])
+    )

@@ -1,0 +1,71 @@
+"""Threads: which messages belong to one conversation.
+
+A thread is joined by a key (a Message-ID that was answered, a relay alias, an
+order id) *and* the same correspondent: the stored key is a digest of both, so
+that a stranger who forges In-Reply-To finds nothing to join. Only keys that
+the marketplace itself vouches for are also stored without a correspondent;
+its own notices join by those.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+
+from sqlalchemy import Connection, insert, select
+
+from daemon.store.dialect import insert_new
+from daemon.store.tables import thread_keys, threads
+
+#: Stands in for the correspondent of a key that the marketplace vouches for.
+_MARKETPLACE = "*"
+
+
+def join(connection: Connection, mailbox: str, *, correspondent: str, keys: Sequence[str], vouched: bool, now: datetime) -> int:
+    """The thread of a message, found by its keys (strongest first) or newly made; the keys lead to it from now on."""
+    digests = _digests(correspondent, keys, vouched=vouched)
+    known: dict[str, int] = {
+        row.key: row.thread_id
+        for row in connection.execute(
+            select(thread_keys.c.key, thread_keys.c.thread_id).where(
+                thread_keys.c.mailbox == mailbox, thread_keys.c.key.in_(digests)
+            )
+        )
+    }
+    thread_id = next((known[digest] for digest in digests if digest in known), None)
+    if thread_id is None:
+        thread_id = connection.execute(
+            insert(threads).values(mailbox=mailbox, created_at=now).returning(threads.c.id)
+        ).scalar_one()
+    _store(connection, mailbox, thread_id, digests)
+    return thread_id
+
+
+def add_keys(connection: Connection, mailbox: str, thread_id: int, *, correspondent: str, keys: Iterable[str]) -> None:
+    """Let further keys of this correspondent lead to a thread, as our own Message-ID does once it leaves."""
+    _store(connection, mailbox, thread_id, _digests(correspondent, tuple(keys), vouched=False))
+
+
+def message_key(message_id: str) -> str:
+    """The thread key of a Message-ID."""
+    return f"mid:{message_id}"
+
+
+def _digests(correspondent: str, keys: Sequence[str], *, vouched: bool) -> list[str]:
+    digests: list[str] = []
+    for key in keys:
+        digests.append(_digest(correspondent.lower(), key))
+        if vouched:
+            digests.append(_digest(_MARKETPLACE, key))
+    return digests
+
+
+def _digest(correspondent: str, key: str) -> str:
+    return hashlib.sha256(f"{correspondent}\0{key}".encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _store(connection: Connection, mailbox: str, thread_id: int, digests: Iterable[str]) -> None:
+    insert_new(
+        connection, thread_keys, [{"mailbox": mailbox, "key": d, "thread_id": thread_id} for d in dict.fromkeys(digests)]
+    )
