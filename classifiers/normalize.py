@@ -1,0 +1,99 @@
+"""From raw words to comparable ones: width, case, accents, script, masks.
+
+Order ids, amounts, dates and plain numbers tell one order from another, never
+one wish from another, so each becomes one mask character. Standard library
+only: a labelling process imports this.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from functools import cache
+from pathlib import Path
+
+#: Mask characters of the private use area, and how they are shown to people.
+MASKS = {
+    "\ue000": "<number>",
+    "\ue001": "<amount>",
+    "\ue002": "<date>",
+    "\ue003": "<id>",
+    "\ue004": "<link>",
+    "\ue005": "<mail>",
+    "\ue006": "<time>",
+}
+NUMBER, AMOUNT, DATE, ID, LINK, MAIL, TIME = MASKS
+
+#: Longest text that is looked at. The wish stands at the beginning or the end, so the middle is left out.
+MAX_CHARS = 6000
+
+_LINK = re.compile(r"(?:https?://|www\.)[^\s<>\"]+")
+_MAIL = re.compile(r"[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63})+")
+_ID = re.compile(
+    r"\b(?:\d{3}-\d{7}-\d{7}|[a-z]{0,4}\d[\da-z]*(?:-[\da-z]+)*-\d[\da-z]*|(?=[a-z0-9]*\d[a-z0-9]*\d[a-z0-9]*\d)(?=[a-z0-9]*[a-z])[a-z0-9]{8,}|\d{8,})\b"
+)
+_AMOUNT = re.compile(
+    r"(?:[$€£¥]|\b(?:eur|usd|gbp|chf|jpy|rmb|cny|twd|ntd?|hkd)\b\$?) ?\d+(?:[.,']\d+)*"
+    r"|\d+(?:[.,']\d+)*(?:[.,]-)? ?(?:[$€£¥円元块塊]|(?:eur|euros?|usd|dollars?|gbp|pounds?|chf|francs?|franken|yen|rmb|cny|twd|hkd)\b)"
+)
+_DATE = re.compile(
+    r"\b\d{4}[-/.]\d{1,2}[-/.]\d{1,2}\b|\b\d{1,2}[-/.]\d{1,2}[-/.](?:\d{4}|\d{2})\b|\b\d{1,2}[./]\d{1,2}\.(?!\d)|\b\d{1,2}/\d{1,2}\b"
+    r"|(?:\d{4}年)?\d{1,2}月\d{1,2}[日号]"
+)
+_TIME = re.compile(r"\b\d{1,2}[:h]\d{2}(?: ?[ap]m)?\b|\b\d{1,2} ?[ap]m\b")
+_NUMBER = re.compile(r"\d+(?:[.,']\d+)*")
+_LONG = re.compile(r"([^\W\d_])\1{2,}|([!?~.])\2+")
+_SPACE = re.compile(r"[ \t\f\v]+")
+_KANA = re.compile(r"[\u3041-\u30ff]")
+_HAN = re.compile(r"[\u3400-\u9fff]")
+_APOSTROPHES = str.maketrans({"\u2019": "'", "\u2018": "'", "\u02bc": "'", "\u00b4": "'", "`": "'", "\u00ad": None})
+_MARK = re.compile(r"[\u0300-\u036f]")
+
+
+@cache
+def _simplified() -> dict[int, str]:
+    path = Path(__file__).parent / "data" / "hanzi.txt"
+    traditional, simplified = path.read_text(encoding="utf-8").splitlines()[1:3]
+    return {ord(a): b for a, b in zip(traditional, simplified, strict=True)}
+
+
+def bounded(text: str) -> str:
+    """At most MAX_CHARS characters: the first third and the last two thirds of that."""
+    if len(text) <= MAX_CHARS:
+        return text
+    head = MAX_CHARS // 3
+    return text[:head] + "\n" + text[head - MAX_CHARS :]
+
+
+def normalize(text: str) -> str:
+    """Lower case, NFKC, no accents, simplified Chinese, masked numbers, ids, dates and links.
+
+    Line breaks stay, they end sentences. Text with kana keeps its characters,
+    since the same code point may be a different word in Japanese.
+    """
+    text = unicodedata.normalize("NFKC", bounded(text)).translate(_APOSTROPHES).casefold()
+    if not text.isascii():
+        if not _KANA.search(text):
+            han = _HAN.search(text)
+            text = text.translate(_simplified()) if han else _MARK.sub("", unicodedata.normalize("NFD", text))
+        text = unicodedata.normalize("NFC", text)
+    if "@" in text:
+        text = _MAIL.sub(MAIL, text)
+    if "http" in text or "www." in text:
+        text = _LINK.sub(LINK, text)
+    if any(c.isdigit() for c in text):
+        for pattern, mask in ((_AMOUNT, AMOUNT), (_ID, ID), (_DATE, DATE), (_TIME, TIME), (_NUMBER, NUMBER)):
+            text = pattern.sub(mask, text)
+    return _SPACE.sub(" ", _LONG.sub(_shorter, text)).strip()
+
+
+def _shorter(match: re.Match[str]) -> str:
+    """Two of a repeated letter or sign say as much as nine."""
+    return (match.group(1) or match.group(2)) * 2
+
+
+def shown(term: str) -> str:
+    """A term as people read it, with masks written out."""
+    for mask, name in MASKS.items():
+        term = term.replace(mask, name)
+    return term

@@ -1,0 +1,387 @@
+"""From labelled messages to a calibrated linear model and its thresholds.
+
+One linear support vector machine per class over all blocks, where a class is a
+label with its sublabel; a softmax over the classes, its temperature chosen
+out of fold, makes probabilities; those of sublabels add up to the label's.
+docs/training.md says what else was tried and what it gave.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from array import array
+from collections import Counter
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy
+import scipy.sparse as sp
+import sklearn
+from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+from sklearn.feature_extraction.text import TfidfTransformer
+from sklearn.linear_model import LogisticRegression
+from sklearn.svm import LinearSVC
+
+from classifiers.cues import Cues, Table, read_table
+from classifiers.dataset import OPERATOR, Example, Prepared, data_digest, folds, prepare
+from classifiers.document import Scored
+from classifiers.errors import DataRefused
+from classifiers.inference import NEVER, Head, Model, pack, unpack
+from classifiers.vectorize import ANALYSIS, BLOCKS, Analysis, analyse, is_cjk
+
+Progress = Callable[[str, float], None]
+Floats = NDArray[np.float64]
+
+#: Weight of each block after it was brought to length 1.
+BLOCK_WEIGHTS = {"words": 1.0, "chars": 1.0, "subject_words": 0.4, "subject_chars": 0.4, "cues": 0.6}
+REGULARISATION = 0.5
+#: From this many messages on, a term must occur in two of them.
+RARE_TERMS_BELOW = 2000
+#: Labels answered by few out-of-fold messages get no threshold: nothing can be promised of them.
+LEAST_ANSWERED = 20
+
+
+class Settings(NamedTuple):
+    """What an operator may state about a training."""
+
+    precision: float = 0.98
+
+
+class Trained(NamedTuple):
+    """A trained model, what it was made from, and what it said of messages it had not seen."""
+
+    model: Model
+    packed: bytes
+    estimator: dict[str, Any]  # scikit-learn objects and vocabulary, for skops
+    examples: list[Example]
+    out_of_fold: list[Scored]
+    prepared: Prepared
+    details: dict[str, Any]  # for the manifest
+
+
+class Space:
+    """Numbers for terms, and the TF-IDF of each block."""
+
+    def __init__(self, analyses: Sequence[Analysis], min_df: int) -> None:
+        self.vocabulary: dict[str, dict[str, int]] = {}
+        self.transformers: dict[str, TfidfTransformer] = {}
+        self.min_df = min_df
+        for block in BLOCKS:
+            df: Counter[str] = Counter()
+            for analysis in analyses:
+                df.update(getattr(analysis, block).keys())
+            terms = sorted(t for t, n in df.items() if n >= min_df)
+            if terms:
+                self.vocabulary[block] = {t: at for at, t in enumerate(terms)}
+        for block in self.vocabulary:
+            transformer = TfidfTransformer(sublinear_tf=True)
+            transformer.fit(self.counts(analyses, block))
+            transformer.idf_ = transformer.idf_.astype(np.float32).astype(np.float64)
+            self.transformers[block] = transformer
+
+    def counts(self, analyses: Sequence[Analysis], block: str) -> sp.csr_matrix:
+        """Raw term counts of one block."""
+        number = self.vocabulary[block].get
+        indptr, indices, data = [0], [], []
+        for analysis in analyses:
+            for term, tf in getattr(analysis, block).items():
+                at = number(term)
+                if at is not None:
+                    indices.append(at)
+                    data.append(tf)
+            indptr.append(len(indices))
+        shape = (len(analyses), len(self.vocabulary[block]))
+        return sp.csr_matrix((np.asarray(data, dtype=np.float64), indices, indptr), shape=shape)
+
+    def matrix(self, analyses: Sequence[Analysis]) -> sp.csr_matrix:
+        """Weighted TF-IDF vectors, one row per document."""
+        parts = [BLOCK_WEIGHTS[b] * self.transformers[b].transform(self.counts(analyses, b)) for b in self.vocabulary]
+        return sp.hstack(parts).tocsr()
+
+
+def train(
+    examples: Sequence[Example],
+    *,
+    starter: Sequence[Example] = (),
+    settings: Settings | None = None,
+    cues: Table | None = None,
+    version: str | None = None,
+    progress: Progress = lambda _what, _done: None,
+) -> Trained:
+    """Train on labelled messages, together with the starter corpus where their labels fit it.
+
+    Raises DataRefused when there is not enough to tell two labels apart.
+    """
+    settings = settings or Settings()
+    started = time.monotonic()
+    own = prepare(examples)
+    used = own.examples + fitting_starter(own.examples, starter)
+    require_labels(used)
+    table = read_table() if cues is None else cues
+    matcher = Cues(table)
+    progress("reading words", 0.0)
+    analyses = [analyse(e.document, matcher) for e in used]
+    space = Space(analyses, 2 if len(used) >= RARE_TERMS_BELOW else 1)
+    matrix = space.matrix(analyses)
+    labels = np.array([e.label for e in used])
+    classes = sorted({e.label for e in used})
+    weights = example_weights(used)
+    progress("judging unseen messages", 0.15)
+    decisions, known = out_of_fold(matrix, labels, classes, weights, used, analyses, space, progress)
+    tops = [e.top for e in used]
+    temperature = fit_temperature(decisions, classes, tops, weights)
+    progress("final model", 0.8)
+    coef, intercept = fit_linear(matrix, labels, classes, weights)
+    head, estimator, rows, idf = export(space, classes, temperature * coef, temperature * intercept)
+    probabilities = softmax(temperature * decisions)
+    head = head._replace(
+        version=version or datetime.now(UTC).strftime("%Y%m%d-%H%M%S") + "-" + data_digest(used)[:8],
+        languages=tuple(sorted({e.document.lang.partition("-")[0].lower() for e in used if e.document.lang})),
+        cues=table,
+        **fit_abstention(probabilities, known, classes, used, settings.precision),
+    )
+    packed = pack(head, [t for block in space.vocabulary.values() for t in block], idf, rows)
+    model = unpack(packed, head.version)
+    scored = judged(model, probabilities, known)
+    progress("done", 1.0)
+    return Trained(
+        model=model,
+        packed=packed,
+        estimator=estimator,
+        examples=used,
+        out_of_fold=scored,
+        prepared=own,
+        details={
+            "version": head.version,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "python": platform.python_version(),
+            "scikit_learn": sklearn.__version__,
+            "numpy": np.__version__,
+            "scipy": scipy.__version__,
+            "analysis": ANALYSIS,
+            "data_digest": data_digest(used),
+            "messages": len(used),
+            "own_messages": sum(e.origin == OPERATOR for e in used),
+            "classes": classes,
+            "thresholds": head.thresholds,
+            "precision_asked": settings.precision,
+            "temperature": temperature,
+            "terms": sum(len(v) for v in space.vocabulary.values()),
+            "seconds": round(time.monotonic() - started, 1),
+        },
+    )
+
+
+def fitting_starter(own: Sequence[Example], starter: Sequence[Example]) -> list[Example]:
+    """The starter messages to train along: none when the labels of the data are another set.
+
+    Messages that the operator labelled otherwise, or the same, are left to the operator.
+    """
+    known = {e.top for e in starter}
+    if own and not {e.top for e in own} & known:
+        return []
+    taken = {e.key for e in own}
+    return [e for e in starter if e.key not in taken]
+
+
+def require_labels(examples: Sequence[Example]) -> None:
+    """Raise DataRefused unless there are two labels with two messages each."""
+    enough = [label for label, n in Counter(e.top for e in examples).items() if n >= 2]
+    if len(enough) < 2:
+        raise DataRefused(
+            f"{len(examples)} messages, {len(enough)} labels with two or more: training needs at least two such labels"
+        )
+
+
+def example_weights(examples: Sequence[Example]) -> Floats:
+    """Weights by class, rarer ones heavier, and by origin: the operator's mail counts more as it grows."""
+    count = Counter(e.label for e in examples)
+    own = sum(e.origin == OPERATOR for e in examples)
+    others = len(examples) - own
+    mine = 1.0 if not others else 2.0
+    theirs = 1.0 if not own else max(0.1, others / (others + 2.0 * own))
+    mean = len(examples) / len(count)
+    return np.array(
+        [(mine if e.origin == OPERATOR else theirs) * (mean / count[e.label]) ** 0.5 for e in examples], dtype=np.float64
+    )
+
+
+def fit_linear(
+    matrix: sp.csr_matrix, labels: NDArray[np.str_], classes: Sequence[str], weights: Floats
+) -> tuple[Floats, Floats]:
+    """Coefficients and intercepts of all classes; a class without a message gets a score nothing can lift."""
+    machine = LinearSVC(C=REGULARISATION, random_state=0)
+    machine.fit(matrix, labels, sample_weight=weights)
+    coef, intercept = machine.coef_, machine.intercept_
+    if len(machine.classes_) == 2:
+        coef, intercept = np.vstack([-coef, coef]), np.concatenate([-intercept, intercept])
+    all_coef = np.zeros((len(classes), matrix.shape[1]))
+    all_intercept = np.full(len(classes), -3.0)
+    at = [classes.index(c) for c in machine.classes_]
+    all_coef[at], all_intercept[at] = coef, intercept
+    return all_coef, all_intercept
+
+
+def out_of_fold(
+    matrix: sp.csr_matrix,
+    labels: NDArray[np.str_],
+    classes: Sequence[str],
+    weights: Floats,
+    examples: Sequence[Example],
+    analyses: Sequence[Analysis],
+    space: Space,
+    progress: Progress,
+) -> tuple[Floats, Floats]:
+    """Decision values and share of known words of every message, by models that did not see its fold."""
+    fold = np.array(folds(examples))
+    decisions, known = np.zeros((len(labels), len(classes))), np.ones(len(labels))
+    numbers = sorted(set(fold))
+    if len(numbers) < 2:
+        fold, numbers = np.arange(len(labels)) % 2, [0, 1]
+    for done, number in enumerate(numbers):
+        inside, outside = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
+        coef, intercept = fit_linear(matrix[inside], labels[inside], classes, weights[inside])
+        decisions[outside] = matrix[outside] @ coef.T + intercept
+        seen = seen_terms([analyses[int(i)] for i in inside], space.min_df)
+        known[outside] = [known_share(analyses[int(i)], seen) for i in outside]
+        progress("judging unseen messages", 0.15 + 0.6 * (done + 1) / len(numbers))
+    return decisions, known
+
+
+def seen_terms(analyses: Sequence[Analysis], min_df: int) -> tuple[set[str], set[str]]:
+    """Words and character pairs that a model of these documents would know."""
+    found = []
+    for block in ("words", "chars"):
+        df: Counter[str] = Counter()
+        for analysis in analyses:
+            df.update(getattr(analysis, block).keys())
+        found.append({t for t, n in df.items() if n >= min_df})
+    return found[0], found[1]
+
+
+def known_share(analysis: Analysis, seen: tuple[set[str], set[str]]) -> float:
+    """As ``Model.known_share``, for a model that does not exist yet."""
+    asked = [t in seen[0] for t in analysis.words if " " not in t and t.isalpha()]
+    asked += [t in seen[1] for t in analysis.chars if len(t) == 2 and is_cjk(t[0]) and is_cjk(t[1])]
+    return sum(asked) / len(asked) if asked else 1.0
+
+
+def fit_temperature(decisions: Floats, classes: Sequence[str], tops: Sequence[str], weights: Floats) -> float:
+    """The factor on decision values that makes the top labels' probabilities most honest (least log loss)."""
+    mine = np.array([[c.partition("/")[0] == top for c in classes] for top in tops])
+
+    def loss(log_factor: float) -> float:
+        chance = (softmax(np.exp(log_factor) * decisions) * mine).sum(axis=1)
+        return float(-(weights * np.log(np.maximum(chance, 1e-12))).sum())
+
+    return float(np.exp(minimize_scalar(loss, bounds=(-1.0, 4.0), method="bounded").x))
+
+
+def softmax(scores: Floats) -> Floats:
+    """Rows of scores as rows of probabilities."""
+    powers = np.exp(scores - scores.max(axis=1, keepdims=True))
+    result: Floats = powers / powers.sum(axis=1, keepdims=True)
+    return result
+
+
+def export(
+    space: Space, classes: list[str], coef: Floats, intercept: Floats
+) -> tuple[Head, dict[str, Any], bytes, array[float]]:
+    """Weights in whole numbers, for the exported form and for scikit-learn alike, so that both say the same."""
+    scale = 2.0 ** np.ceil(np.log2(np.maximum(np.abs(coef).max(axis=1), 1e-9) / 127.0))  # powers of two pack well
+    whole = np.rint(coef / scale[:, None])
+    machine = LogisticRegression()
+    machine.classes_ = np.array(classes)
+    machine.coef_ = whole * scale[:, None]
+    machine.intercept_ = intercept
+    if len(classes) == 2:
+        machine.coef_, machine.intercept_ = machine.coef_[1:] - machine.coef_[:1], intercept[1:] - intercept[:1]
+    rows = (whole.T + 128).astype(np.uint8).tobytes()
+    idf = array("f", np.concatenate([space.transformers[b].idf_ for b in space.vocabulary]).astype(np.float32).tobytes())
+    head = Head(
+        version="",
+        classes=tuple(classes),
+        blocks=tuple((b, len(v), BLOCK_WEIGHTS[b]) for b, v in space.vocabulary.items()),
+        scale=tuple(float(s) for s in scale),
+        intercept=tuple(float(i) for i in intercept),
+        thresholds={},
+        margin=0.0,
+        known=0.0,
+        second=1.0,
+        languages=(),
+        cues={},
+    )
+    estimator = {
+        "classifier": machine,
+        "tfidf": space.transformers,
+        "vocabulary": {b: "\n".join(v) for b, v in space.vocabulary.items()},
+    }
+    return head, estimator, rows, idf
+
+
+def fit_abstention(
+    probabilities: Floats, known: Floats, classes: Sequence[str], examples: Sequence[Example], precision: float
+) -> dict[str, Any]:
+    """Thresholds under which the out-of-fold answers of each label were right often enough."""
+    labels = sorted({c.partition("/")[0] for c in classes})
+    sums = top_sums(probabilities, classes, labels)
+    best = sums.argmax(axis=1)
+    right = np.array([labels[b] == e.top for b, e in zip(best, examples, strict=True)])
+    confidence = sums.max(axis=1)
+    least_known = float(np.quantile(known, 0.01))
+    thresholds = {
+        label: threshold(
+            confidence[(best == k) & (known >= least_known)], right[(best == k) & (known >= least_known)], precision
+        )
+        for k, label in enumerate(labels)
+    }
+    return {"thresholds": thresholds, "known": least_known, "margin": 0.1, "second": fit_second(sums, labels, examples)}
+
+
+def threshold(confidence: Floats, right: NDArray[np.bool_], precision: float) -> float:
+    """The least confidence from which on the answers were right at ``precision``; NEVER when too few would be."""
+    order = np.argsort(-confidence)
+    share = np.cumsum(right[order]) / np.arange(1, len(order) + 1)
+    good = np.flatnonzero(share >= precision)
+    good = good[good + 1 >= LEAST_ANSWERED]
+    return float(confidence[order][good[-1]]) if len(good) else NEVER
+
+
+def fit_second(sums: Floats, labels: Sequence[str], examples: Sequence[Example]) -> float:
+    """The least probability of the runner-up at which it is most often the second label (best F1); 1 where unknown."""
+    truth = np.array([e.second is not None and e.second.partition("/")[0] != e.top for e in examples])
+    if truth.sum() < LEAST_ANSWERED:
+        return 1.0
+    order = np.argsort(-sums, axis=1)
+    value = sums[np.arange(len(sums)), order[:, 1]]
+    hit = np.array(
+        [
+            t and {labels[o[0]], labels[o[1]]} == {e.top, (e.second or "").partition("/")[0]}
+            for t, o, e in zip(truth, order, examples, strict=True)
+        ]
+    )
+    best, found = 1.0, 0.0
+    for limit in np.linspace(0.05, 0.5, 46):
+        named = value >= limit
+        score = 2 * (hit & named).sum() / max(1, named.sum() + truth.sum())
+        if score > found:
+            best, found = float(limit), float(score)
+    return best
+
+
+def top_sums(probabilities: Floats, classes: Sequence[str], labels: Sequence[str]) -> Floats:
+    """Probabilities of top labels."""
+    owner = [labels.index(c.partition("/")[0]) for c in classes]
+    sums = np.zeros((len(probabilities), len(labels)))
+    for column, label in enumerate(owner):
+        sums[:, label] += probabilities[:, column]
+    return sums
+
+
+def judged(model: Model, probabilities: Floats, known: Floats) -> list[Scored]:
+    """What the model's rules make of given class probabilities."""
+    return [model.judge(list(map(float, row)), float(k)) for row, k in zip(probabilities, known, strict=True)]
