@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 PREFIX ?= /opt/postsale
 WORKERS ?= 2
 
-.PHONY: help demo test lint types contracts check-example servers format install uninstall clean
+.PHONY: help demo test lint types contracts check-example servers format model install uninstall clean
 
 help:  ## list the verbs
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -45,6 +45,9 @@ format: $(INSTALLED)  ## format the code and mend what ruff can mend
 
 config.example.toml: daemon/config.py daemon/config_example.py $(INSTALLED)  ## write the example configuration anew from the models
 	$(PY) -m daemon.config_example > $@.new && mv $@.new $@
+
+model: $(INSTALLED)  ## train the shipped model anew from the starter corpus
+	$(PY) -m classifiers.shipped
 
 install:  ## install the service on this host, as root (systemd)
 	@systemd/install.sh "$(PREFIX)"
