@@ -214,6 +214,7 @@ approvals = Table(
     Column("approver", String(40), nullable=False),
     Column("approver_address", String(320), nullable=False),
     Column("notice_message_id", String(300), nullable=False),
+    Column("purpose", String(20), nullable=False),  # which mail carried it: request, reminder, digest …
     Column("digest_id", Id),  # requests that went out in one digest share it
     Column("digest_line", Integer),
     Column("created_at", UtcDateTime, nullable=False),

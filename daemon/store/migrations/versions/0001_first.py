@@ -144,6 +144,7 @@ def upgrade() -> None:
         sa.Column("approver", sa.String(length=40), nullable=False),
         sa.Column("approver_address", sa.String(length=320), nullable=False),
         sa.Column("notice_message_id", sa.String(length=300), nullable=False),
+        sa.Column("purpose", sa.String(length=20), nullable=False),
         sa.Column("digest_id", Id, nullable=True),
         sa.Column("digest_line", sa.Integer(), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),

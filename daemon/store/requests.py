@@ -1,0 +1,221 @@
+"""Approval requests: which approver was asked about which revision, by which notice, with which token."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Connection, and_, exists, func, insert, or_, select, update
+
+from daemon.store.tables import approvals, cases
+from daemon.vocab import CaseState
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One question to one approver. ``purpose`` names the mail that carried it."""
+
+    token_hash: str
+    case_id: int
+    revision: int
+    mime_sha256: str
+    approver: str
+    approver_address: str
+    notice_message_id: str
+    purpose: str
+    expires_at: datetime
+    digest_id: int | None = None
+    digest_line: int | None = None
+    created_at: datetime | None = None
+    revoked_at: datetime | None = None
+    used_at: datetime | None = None
+
+
+_COLUMNS = (
+    approvals.c.token_hash,
+    approvals.c.case_id,
+    approvals.c.revision,
+    approvals.c.mime_sha256,
+    approvals.c.approver,
+    approvals.c.approver_address,
+    approvals.c.notice_message_id,
+    approvals.c.purpose,
+    approvals.c.expires_at,
+    approvals.c.digest_id,
+    approvals.c.digest_line,
+    approvals.c.created_at,
+    approvals.c.revoked_at,
+    approvals.c.used_at,
+)
+
+
+def open_requests(connection: Connection, requests: Sequence[Request], *, now: datetime) -> None:
+    """Store requests, in the transaction that puts their notices into the outbox."""
+    for request in requests:
+        connection.execute(
+            insert(approvals).values(
+                token_hash=request.token_hash,
+                case_id=request.case_id,
+                revision=request.revision,
+                mime_sha256=request.mime_sha256,
+                approver=request.approver,
+                approver_address=request.approver_address,
+                notice_message_id=request.notice_message_id,
+                purpose=request.purpose,
+                digest_id=request.digest_id,
+                digest_line=request.digest_line,
+                created_at=now,
+                expires_at=request.expires_at,
+            )
+        )
+
+
+def next_digest_id(connection: Connection) -> int:
+    """An unused number for a digest mail."""
+    newest: int | None = connection.execute(select(func.max(approvals.c.digest_id))).scalar_one()
+    return (newest or 0) + 1
+
+
+def find(connection: Connection, token_hashes: Collection[str], notice_ids: Sequence[str] = ()) -> list[Request]:
+    """The requests that a reply belongs to: one, or all lines of a digest in their order.
+
+    A token outranks a Message-ID; of several Message-IDs the first that is
+    known decides. Empty when nothing is known.
+    """
+    if token_hashes:
+        rows = _select(connection, approvals.c.token_hash.in_(list(token_hashes)))
+        if rows:
+            return _whole(connection, rows[0])
+    for notice_id in notice_ids:
+        rows = _select(connection, approvals.c.notice_message_id == notice_id)
+        if rows:
+            return _whole(connection, rows[0])
+    return []
+
+
+def _whole(connection: Connection, first: Request) -> list[Request]:
+    if first.digest_id is None:
+        return [first]
+    return _select(connection, and_(approvals.c.digest_id == first.digest_id, approvals.c.approver == first.approver))
+
+
+def _select(connection: Connection, where: object) -> list[Request]:
+    rows = connection.execute(
+        select(*_COLUMNS).where(where).order_by(approvals.c.digest_line, approvals.c.created_at)  # type: ignore[arg-type]
+    )
+    return [Request(*row) for row in rows]
+
+
+def of_case(connection: Connection, case_id: int, revision: int | None = None) -> list[Request]:
+    """Every request of a case, or of one revision of it."""
+    where = approvals.c.case_id == case_id
+    return _select(connection, where if revision is None else and_(where, approvals.c.revision == revision))
+
+
+def spend(
+    connection: Connection,
+    token_hash: str,
+    *,
+    case_id: int,
+    revision: int,
+    used_by: str,
+    verdict: str,
+    now: datetime,
+    again: bool = False,
+) -> str | None:
+    """Use a token up, with the same approver's other tokens of that revision; the reason when it cannot be used.
+
+    ``again`` lets the approver who used it already use it once more, which
+    only NO inside the undo window may.
+    """
+    c = approvals.c
+    usable = c.used_at.is_(None) if not again else or_(c.used_at.is_(None), c.verdict.in_(["approved", "edited"]))
+    spent = connection.execute(
+        update(approvals)
+        .where(
+            c.token_hash == token_hash,
+            c.case_id == case_id,
+            c.revision == revision,
+            c.revoked_at.is_(None),
+            c.expires_at > now,
+            usable,
+        )
+        .values(used_at=now, used_by=used_by, verdict=verdict)
+    )
+    if spent.rowcount != 1:
+        return token_state(connection, token_hash, now=now) or "not_waiting"
+    who = connection.execute(select(c.approver).where(c.token_hash == token_hash)).scalar_one()
+    connection.execute(
+        update(approvals)
+        .where(c.case_id == case_id, c.revision == revision, c.approver == who, c.used_at.is_(None))
+        .values(used_at=now, used_by=used_by, verdict=verdict)
+    )
+    return None
+
+
+def token_state(connection: Connection, token_hash: str, *, now: datetime) -> str | None:
+    """Why a token cannot be used: unknown_token, replaced, token_used, expired; None when it can."""
+    row = connection.execute(
+        select(approvals.c.used_at, approvals.c.revoked_at, approvals.c.expires_at).where(approvals.c.token_hash == token_hash)
+    ).one_or_none()
+    if row is None:
+        return "unknown_token"
+    if row.used_at is not None:
+        return "token_used"
+    if row.revoked_at is not None:
+        return "replaced"
+    return "expired" if row.expires_at <= now else None
+
+
+def revoke(connection: Connection, case_id: int, *, now: datetime, before_revision: int | None = None) -> list[Request]:
+    """Make a case's unused tokens worthless; returns them, for those who have to be told."""
+    c = approvals.c
+    where = and_(c.case_id == case_id, c.used_at.is_(None), c.revoked_at.is_(None))
+    if before_revision is not None:
+        where = and_(where, c.revision < before_revision)
+    live = _select(connection, where)
+    if live:
+        connection.execute(update(approvals).where(where).values(revoked_at=now))
+    return live
+
+
+# --------------------------------------------------------------------------- what waits
+
+
+def unasked(connection: Connection, mailbox: str, *, limit: int = 500) -> list[tuple[int, int]]:
+    """(case, revision) of drafts and of cases for a person about which nobody has been asked yet, oldest deadline first."""
+    asked = exists().where(approvals.c.case_id == cases.c.id, approvals.c.revision == cases.c.revision)
+    rows = connection.execute(
+        select(cases.c.id, cases.c.revision)
+        .where(
+            cases.c.mailbox == mailbox,
+            or_(
+                and_(cases.c.state == CaseState.AWAITING_APPROVAL.value, cases.c.hold_until.is_(None)),
+                and_(cases.c.state == CaseState.HUMAN.value, cases.c.owner.is_(None)),
+            ),
+            ~asked,
+        )
+        .order_by(cases.c.deadline_at, cases.c.id)
+        .limit(limit)
+    )
+    return [(row.id, row.revision) for row in rows]
+
+
+def orphaned(connection: Connection, mailbox: str, *, limit: int = 200) -> list[int]:
+    """Cases that no longer wait although somebody still holds an unused token for them."""
+    waiting = [CaseState.AWAITING_APPROVAL.value, CaseState.HUMAN.value, CaseState.UNCERTAIN.value, CaseState.QUEUED.value]
+    rows = connection.execute(
+        select(cases.c.id)
+        .join(approvals, approvals.c.case_id == cases.c.id)
+        .where(
+            cases.c.mailbox == mailbox,
+            approvals.c.used_at.is_(None),
+            approvals.c.revoked_at.is_(None),
+            or_(cases.c.state.not_in(waiting), approvals.c.revision < cases.c.revision),
+        )
+        .distinct()
+        .order_by(cases.c.id)
+        .limit(limit)
+    )
+    return [row.id for row in rows]

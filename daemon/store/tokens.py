@@ -1,0 +1,61 @@
+"""Tokens that bind a reply to one approver, one case and one revision.
+
+A token is 128 bits of randomness. It travels in the plus-address of a
+request's Reply-To; the request's Message-ID is derived from it, so that a
+reply that kept only In-Reply-To finds its request as well. The store keeps
+keyed digests: who reads the database cannot make a valid reply from it.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import re
+import secrets
+
+#: Bits of randomness in a token.
+TOKEN_BITS = 128
+#: What stands before the token in a plus-address: ``mailbox+ok-<token>@…``.
+TAG_PREFIX = "ok-"
+
+_TAG = re.compile(r"\+ok-([a-z2-7]{26})$", re.IGNORECASE)
+
+
+def new_token() -> str:
+    """A fresh token: 26 characters of base32 in lower case, safe in an address."""
+    return _base32(secrets.token_bytes(TOKEN_BITS // 8))
+
+
+def token_hash(key: bytes, token: str, line: int | None = None) -> str:
+    """The digest under which a token is stored; ``line`` is the number of a draft in a digest mail."""
+    text = token if line is None else f"{token}/{line}"
+    return hmac.new(key, b"approval-token\0" + text.encode("ascii"), hashlib.sha256).hexdigest()
+
+
+def notice_message_id(key: bytes, token: str, domain: str) -> str:
+    """The Message-ID of the request that carries ``token``; as hard to guess as the token itself."""
+    digest = hmac.new(key, b"approval-notice\0" + token.encode("ascii"), hashlib.sha256).digest()
+    return f"<p.{_base32(digest[:16])}@{domain}>"
+
+
+def thread_message_id(key: bytes, case_id: int, approver: str, domain: str) -> str:
+    """The Message-ID that holds one case's notices to one approver together; it proves nothing."""
+    digest = hmac.new(key, f"approval-thread\0{case_id}\0{approver}".encode(), hashlib.sha256).digest()
+    return f"<t.{_base32(digest[:16])}@{domain}>"
+
+
+def token_of(address: str) -> str | None:
+    """The token in a plus-address, None when there is none."""
+    match = _TAG.search(address.partition("@")[0])
+    return match[1].lower() if match else None
+
+
+def reply_address(address: str, token: str) -> str:
+    """``address`` with the token in it."""
+    local, _, domain = address.rpartition("@")
+    return f"{local}+{TAG_PREFIX}{token}@{domain}"
+
+
+def _base32(data: bytes) -> str:
+    return base64.b32encode(data).decode("ascii").rstrip("=").lower()
