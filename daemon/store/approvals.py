@@ -104,9 +104,7 @@ class _Work:
     now: datetime
 
 
-def apply(
-    connection: Connection, what: Instruction, *, undo_seconds: float, envelope_from: str, now: datetime
-) -> Applied:
+def apply(connection: Connection, what: Instruction, *, undo_seconds: float, envelope_from: str, now: datetime) -> Applied:
     """Carry out one instruction, or change nothing and say why."""
     case = connection.execute(select(cases).where(cases.c.id == what.case_id)).one_or_none()
     if case is None:
@@ -162,7 +160,12 @@ def _reject(work: _Work) -> Applied:
     _newest(work)
     _spend(work, Effect.REJECTED)
     drafts.decide(work.connection, work.case.id, work.revision, DraftState.REJECTED, actor=work.what.actor, now=work.now)
-    _move(work, CaseState.DECLINED, Effect.REJECTED, detail={"why": work.what.command.argument} if work.what.command.argument else None)
+    _move(
+        work,
+        CaseState.DECLINED,
+        Effect.REJECTED,
+        detail={"why": work.what.command.argument} if work.what.command.argument else None,
+    )
     return _done(work, Effect.REJECTED, CaseState.DECLINED)
 
 

@@ -48,6 +48,9 @@ def learn(connection: Connection, case_id: int, final: str, *, by: str, now: dat
 def staff_label(connection: Connection, case_id: int) -> str | None:
     """The label that a person gave this case, None when nobody did. It outranks the classifier's."""
     row = connection.execute(
-        select(feedback.c.final, feedback.c.predicted).where(feedback.c.case_id == case_id).order_by(feedback.c.id.desc()).limit(1)
+        select(feedback.c.final, feedback.c.predicted)
+        .where(feedback.c.case_id == case_id)
+        .order_by(feedback.c.id.desc())
+        .limit(1)
     ).one_or_none()
     return str(row.final) if row else None

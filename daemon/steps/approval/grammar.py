@@ -44,7 +44,9 @@ class _Head:
 
 def fold(text: str) -> str:
     """A copy to match on: NFKC, without invisible characters, lower case, single blanks."""
-    visible = "".join(c for c in unicodedata.normalize("NFKC", text) if unicodedata.category(c) not in {"Cf", "Cc"} or c in "\t\n")
+    visible = "".join(
+        c for c in unicodedata.normalize("NFKC", text) if unicodedata.category(c) not in {"Cf", "Cc"} or c in "\t\n"
+    )
     return re.sub(r"[ \t\u3000]+", " ", visible).strip().casefold()
 
 

@@ -35,6 +35,8 @@ _WORDS = [w for w in _DATA["doubt"] if w.isascii() or "’" in w]
 _CHARACTERS = [w for w in _DATA["doubt"] if w not in _WORDS]
 #: Words that make a leftover line more than a signature.
 DOUBT: re.Pattern[str] = re.compile(
-    r"(?<![a-z])(?:" + "|".join(re.escape(w) for w in sorted(_WORDS, key=len, reverse=True)) + r")(?![a-z])|"
+    r"(?<![a-z])(?:"
+    + "|".join(re.escape(w) for w in sorted(_WORDS, key=len, reverse=True))
+    + r")(?![a-z])|"
     + "|".join(re.escape(w) for w in _CHARACTERS)
 )

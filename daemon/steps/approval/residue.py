@@ -40,7 +40,9 @@ _QUESTION = re.compile(r"[?？!！]|[.。]\s*$")
 
 
 def _folded(text: str) -> str:
-    visible = "".join(c for c in unicodedata.normalize("NFKC", text) if unicodedata.category(c) not in {"Cf", "Cc"} or c in "\t\n")
+    visible = "".join(
+        c for c in unicodedata.normalize("NFKC", text) if unicodedata.category(c) not in {"Cf", "Cc"} or c in "\t\n"
+    )
     return re.sub(r"\s+", " ", visible).strip().casefold()
 
 
@@ -100,7 +102,9 @@ def _is_signature_line(line: str) -> bool:
         return False
     if _CONTACT.search(folded):
         # Contact data stand behind their label; a clause before or after it would be words.
-        return not _QUESTION.search(line.strip().rstrip(".")) and not DOUBT.search(_NUMBERED.sub(" ", _CONTACT.split(folded)[0] or ""))
+        return not _QUESTION.search(line.strip().rstrip(".")) and not DOUBT.search(
+            _NUMBERED.sub(" ", _CONTACT.split(folded)[0] or "")
+        )
     if _QUESTION.search(line):
         return False
     if _COMPANY.search(folded) and not re.match(r"[不别別等先请請但再让讓告叫问問]", folded):
@@ -198,7 +202,7 @@ def unwrap(text: str) -> str:
     if not 60 <= width <= 80:
         return "\n".join(lines)
     out: list[str] = []
-    open_line = False
+    last, open_line = "", False
     for line in lines:
         first = line.split(" ", 1)[0]
         if open_line and line and not line[0].isspace() and not re.match(r"[-*•>]|\d+[.)]", line):
