@@ -418,6 +418,11 @@ class Config(Section):
                     )
         return self
 
+    @property
+    def database_url(self) -> str:
+        """SQLAlchemy URL of the store, without its password."""
+        return self.service.database or f"sqlite:///{self.service.data_dir / 'postsale.db'}"
+
     def mailbox(self, name: str) -> MailboxConfig:
         """The mailbox of that name; KeyError when there is none."""
         for mailbox in self.mailboxes:

@@ -1,0 +1,150 @@
+"""``postsale status``, ``pause`` and ``resume``."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from daemon.clock import SystemClock
+from daemon.commands.shared import actor, open_config, open_database, say, say_json
+from daemon.config import Config
+from daemon.errors import PostsaleError
+
+WATCH_SECONDS = 3.0
+
+
+def status(given: Path | None, *, watch: bool, as_json: bool) -> None:
+    """Print how the service is doing; with ``watch`` again and again until Ctrl-C."""
+    config = open_config(given)
+    with open_database(config) as database:
+        while True:
+            content = _collect(config, database)
+            if as_json:
+                say_json(content)
+            else:
+                if watch:
+                    say("\x1b[2J\x1b[H")
+                _show(content)
+            if not watch:
+                return
+            try:
+                time.sleep(WATCH_SECONDS)
+            except KeyboardInterrupt:
+                return
+
+
+def pause(given: Path | None, *, mailbox: str | None) -> None:
+    """Stop all sending to buyers, of one mailbox or of all."""
+    from daemon.store import settings
+
+    config = _with_mailbox(given, mailbox)
+    with open_database(config) as database:
+        now = SystemClock().now()
+        changed = database.write_now(lambda c: settings.pause(c, actor=actor(), now=now, mailbox=mailbox))
+    say("sending to buyers is stopped" if changed else "sending was stopped already")
+
+
+def resume(given: Path | None, *, mailbox: str | None) -> None:
+    """Let sending go on."""
+    from daemon.store import settings
+
+    config = _with_mailbox(given, mailbox)
+    with open_database(config) as database:
+        changed = database.write_now(lambda c: settings.resume(c, mailbox=mailbox))
+        still = database.read_now(lambda c: settings.paused(c, mailbox)) if mailbox else None
+    say("sending goes on" if changed else "sending was not stopped")
+    if still:
+        say("but all mailboxes are paused: postsale resume")
+
+
+def _with_mailbox(given: Path | None, mailbox: str | None) -> Config:
+    config = open_config(given)
+    if mailbox is not None and mailbox not in {m.name for m in config.mailboxes}:
+        raise PostsaleError(f"there is no mailbox {mailbox}; there are {', '.join(m.name for m in config.mailboxes)}")
+    return config
+
+
+def _collect(config: Config, database: Any) -> dict[str, Any]:
+    """Everything that status shows, as plain values."""
+    from daemon.store import reports, settings
+
+    now = SystemClock().now()
+    view = database.read_now(reports.overview)
+    content = asdict(view)
+    content["now"] = now
+    content["mode"] = config.service.mode.value
+    stopped = {m.name: database.read_now(lambda c, m=m: settings.paused(c, m.name)) for m in config.mailboxes}
+    content["paused"] = {name: {"by": p.by, "at": p.at} for name, p in stopped.items() if p}
+    content["tokens"] = _token_ages(config, now)
+    plain: dict[str, Any] = json.loads(json.dumps(content, default=_iso))
+    return plain
+
+
+def _iso(value: Any) -> str:
+    return value.isoformat() if isinstance(value, datetime) else str(value)
+
+
+def _token_ages(config: Config, now: datetime) -> dict[str, str | None]:
+    """When each OAuth2 access token ends; None: nobody has signed in yet."""
+    from daemon.edges.credentials import OAuthSignIn, sign_in
+
+    ages: dict[str, str | None] = {}
+    for mailbox in config.mailboxes:
+        way = sign_in(config, mailbox)
+        if isinstance(way, OAuthSignIn):
+            ends = way.expires_at()
+            ages[mailbox.name] = datetime.fromtimestamp(ends, UTC).isoformat() if ends else None
+    return ages
+
+
+def _show(content: dict[str, Any]) -> None:
+    now = datetime.fromisoformat(content["now"])
+    say(f"mode        {content['mode']}")
+    for name, stop in content["paused"].items():
+        say(f"PAUSED      {name}, since {_ago(stop['at'], now)}, by {stop['by']}")
+    for folder in content["folders"]:
+        seen = _ago(folder["last_success_at"], now)
+        say(
+            f"mailbox     {folder['mailbox']}/{folder['folder']}: last read {seen}, last mail {_ago(folder['last_mail_at'], now)}"
+        )
+        if folder["last_error"] and (folder["last_error_at"] or "") > (folder["last_success_at"] or ""):
+            say(f"            TROUBLE {_ago(folder['last_error_at'], now)}: {folder['last_error']}")
+    if not content["folders"]:
+        say("mailbox     none has been read yet")
+    for mailbox, ends in content["tokens"].items():
+        say(f"token       {mailbox}: " + (f"ends {_ago(ends, now)}" if ends else f"none; run `postsale login {mailbox}`"))
+    say("cases       " + (", ".join(f"{n} {state}" for state, n in sorted(content["cases"].items())) or "none"))
+    say("outbox      " + (", ".join(f"{n} {state}" for state, n in sorted(content["deliveries"].items())) or "empty"))
+    for key, title in (("oldest", "oldest      "), ("next_deadline", "deadline    ")):
+        case = content[key]
+        if case:
+            until = f", to be answered {_ago(case['deadline_at'], now)}" if case["deadline_at"] else ""
+            say(f"{title}case {case['case_id']} ({case['state']}), arrived {_ago(case['received_at'], now)}{until}")
+    for key, title in (("needing_decision", "DECIDE      "), ("uncertain", "uncertain   "), ("broken", "BROKEN      ")):
+        if content[key]:
+            say(f"{title}cases {', '.join(str(i) for i in content[key])}")
+    for name, subject, raised_at in content["alarms"]:
+        say(f"ALARM       {name} {subject} since {_ago(raised_at, now)}")
+    say(f"model       {content['model_version'] or '-'}")
+    say(f"playbook    {content['playbook_version'] or '-'}")
+
+
+def _ago(moment: str | None, now: datetime) -> str:
+    """A moment as a person says it."""
+    if moment is None:
+        return "never"
+    apart = now - datetime.fromisoformat(moment)
+    size = abs(apart)
+    if size < timedelta(minutes=2):
+        words = f"{int(size.total_seconds())} s"
+    elif size < timedelta(hours=2):
+        words = f"{int(size.total_seconds() // 60)} min"
+    elif size < timedelta(days=2):
+        words = f"{size.total_seconds() / 3600:.0f} h"
+    else:
+        words = f"{size.days} days"
+    return f"{words} ago" if apart >= timedelta(0) else f"in {words}"
