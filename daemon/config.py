@@ -364,6 +364,10 @@ class ReadingConfig(Section):
 
 class RetentionConfig(Section):
     raw_days: int = Field(default=30, ge=1, description="Days that raw mail, drafts and order facts of ended cases are kept.")
+    raw_days_by_marketplace: dict[str, int] = Field(
+        default_factory=lambda: {"amazon": 30},
+        description="Other numbers of days for a marketplace; Amazon asks for 30 at most (Data Protection Policy).",
+    )
     case_days: int = Field(default=730, ge=1, description="Days that the bare record of a case is kept.")
     feedback_days: int = Field(default=365, ge=1, description="Days that labelled text is kept for training.")
 
