@@ -56,18 +56,6 @@ def _root(
 
 
 @app.command()
-def demo(
-    keep: Annotated[Path | None, typer.Option(help="Keep the demo's folder here instead of removing it.")] = None,
-    serve: Annotated[bool, typer.Option("--serve", help="Leave servers and daemon running until Ctrl-C.")] = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Show Postsale at work on a small shop's morning mail; needs no mailbox, no network."""
-    from daemon.demo import show
-
-    raise typer.Exit(show(keep=keep, serve=serve, as_json=as_json))
-
-
-@app.command()
 def init(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to create.")],
     address: Annotated[str, typer.Option(help="The shop's mail address.")] = "",
@@ -82,42 +70,6 @@ def init(
     from daemon.commands.setup import init as write
 
     write(folder, address=address, approver=approver, provider=provider, imap=imap, smtp=smtp, system=system, as_json=as_json)
-
-
-@app.command()
-def check(
-    config: ConfigOption = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Do not connect to mail servers.")] = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Look at configuration, playbook, model, database and every server; one line each."""
-    from daemon.commands.check import check as look
-
-    raise typer.Exit(look(config, offline=offline, as_json=as_json))
-
-
-@app.command()
-def run(config: ConfigOption = None) -> None:
-    """Run the service until it is told to stop (SIGTERM, Ctrl-C); SIGHUP reads playbook and model anew."""
-    from daemon.app import run as serve
-    from daemon.commands.shared import config_path
-
-    raise typer.Exit(serve(config_path(config)))
-
-
-@app.command()
-def explain(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Raw mail (.eml); - reads one from standard input.")],
-    config: Annotated[
-        Path | None, typer.Option("--config", "-c", help="Use this configuration's orders, playbook and model.")
-    ] = None,
-    now: Annotated[str | None, typer.Option(help="Fix the clock, as 2026-11-02T10:00:00+00:00.")] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Dry run on mail files: what would be done with each, and why. Needs no mailbox, server or database."""
-    from daemon.commands.explain import explain as tell
-
-    raise typer.Exit(tell(files, config=config, now=now, as_json=as_json))
 
 
 # --------------------------------------------------------------------------- day by day
@@ -149,33 +101,6 @@ def resume(config: ConfigOption = None, mailbox: Annotated[str | None, typer.Opt
     from daemon.commands.status import resume as go_on
 
     go_on(config, mailbox=mailbox)
-
-
-@app.command()
-def replay(
-    since: Annotated[str, typer.Option(help="How far back: 30d, 12h.")] = "30d",
-    mailbox: Annotated[str | None, typer.Option(help="Only this mailbox.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most this many messages, newest first.")] = 1000,
-    config: ConfigOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Read mail history without touching it and tell what would have happened, per policy and label."""
-    from daemon.commands.replay import replay as tell
-
-    tell(config, since=since, mailbox=mailbox, limit=limit, as_json=as_json)
-
-
-@app.command()
-def report(
-    out: Annotated[Path | None, typer.Option(help="Folder for report.html and report.csv. Default: print a summary.")] = None,
-    days: Annotated[int, typer.Option(min=1, help="How many days back.")] = 7,
-    config: ConfigOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Labels, return reasons by product, response times, shares of auto, asked and edited replies."""
-    from daemon.commands.report import report as write
-
-    write(config, out=out, days=days, as_json=as_json)
 
 
 # --------------------------------------------------------------------------- keeping and forgetting

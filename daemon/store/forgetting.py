@@ -142,16 +142,16 @@ def export(connection: Connection, case_id: int) -> dict[str, Any]:
     row = connection.execute(select(cases).where(cases.c.id == case_id)).mappings().one_or_none()
     if row is None:
         raise PostsaleError(f"there is no case {case_id}")
-    content: dict[str, Any] = {"case": _plain(row)}
+    content: dict[str, Any] = {"case": _plain(dict(row))}
     tables: tuple[Table, ...] = (raw_mail, records, events, drafts, approvals, outbox, feedback)
     for table in tables:
         rows = connection.execute(select(table).where(table.c.case_id == case_id)).mappings()
-        content[table.name] = [_plain(r) for r in rows]
+        content[table.name] = [_plain(dict(r)) for r in rows]
     for request in content["approvals"]:
         del request["token_hash"]  # it is a key, not a fact about the person
     if row["order_id"]:
         rows = connection.execute(select(orders).where(orders.c.order_id == row["order_id"])).mappings()
-        content["orders"] = [_plain(r) for r in rows]
+        content["orders"] = [_plain(dict(r)) for r in rows]
     return content
 
 
