@@ -1,0 +1,213 @@
+"""Passwords from their places, and OAuth2 against a token server on loopback."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlencode, urlsplit
+
+import pytest
+
+from daemon.config import Config
+from daemon.edges import credentials
+from daemon.edges.credentials import OAuthSignIn, PasswordSignIn, sign_in
+from daemon.errors import ConfigError, NeedsHuman, PostsaleError, Transient
+
+Answer = Callable[[dict[str, str]], tuple[int, dict[str, Any]]]
+
+
+class TokenServer:
+    """Answers forms as the test scripts it, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, dict[str, str]]] = []
+        self.answers: list[tuple[int, dict[str, Any]]] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+                outer.asked.append((self.path, {k: v[0] for k, v in parse_qs(body).items()}))
+                status, content = outer.answers.pop(0)
+                data = json.dumps(content).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
+                """Quiet."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
+        self._thread.start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+@pytest.fixture
+def server() -> Iterator[TokenServer]:
+    running = TokenServer()
+    yield running
+    running.close()
+
+
+def _config(tmp_path: Path, **sign_in_values: Any) -> Config:
+    mailbox = {"name": "shop", "address": "service@shop.example", "sign_in": sign_in_values}
+    return Config.model_validate({"service": {"data_dir": tmp_path / "data"}, "mailboxes": [mailbox]})
+
+
+def _oauth(tmp_path: Path, server: TokenServer, provider: str = "microsoft") -> OAuthSignIn:
+    config = _config(
+        tmp_path,
+        oauth=provider,
+        oauth_client_id="client-1",
+        oauth_token_url=f"{server.url}/token",
+        oauth_device_url=f"{server.url}/device",
+    )
+    way = sign_in(config, config.mailboxes[0])
+    assert isinstance(way, OAuthSignIn)
+    return way
+
+
+def _stored(tmp_path: Path) -> Path:
+    return tmp_path / "data" / "tokens" / "shop.json"
+
+
+def test_a_password_comes_from_the_first_line_of_its_file(tmp_path: Path) -> None:
+    (tmp_path / "p").write_text("hunter2 ö\nsecond line\n", encoding="utf-8")
+    config = _config(tmp_path, password_file=tmp_path / "p")
+    way = sign_in(config, config.mailboxes[0])
+    assert isinstance(way, PasswordSignIn)
+    assert (way.username, way.secret(), way.oauth) == ("service@shop.example", "hunter2 ö", False)
+
+
+def test_a_password_comes_from_a_systemd_credential(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = _config(tmp_path, password_credential="shop.password")
+    way = sign_in(config, config.mailboxes[0])
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
+    with pytest.raises(ConfigError, match="add LoadCredential"):
+        way.secret()
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    (tmp_path / "shop.password").write_text("from systemd\n")
+    assert way.secret() == "from systemd"
+
+
+def test_an_empty_or_missing_secret_is_told_with_its_mend(tmp_path: Path) -> None:
+    config = _config(tmp_path, password_file=tmp_path / "p")
+    way = sign_in(config, config.mailboxes[0])
+    with pytest.raises(ConfigError, match="there is no such file"):
+        way.secret()
+    (tmp_path / "p").touch()
+    with pytest.raises(ConfigError, match="is empty"):
+        way.secret()
+
+
+def test_no_place_for_a_password_is_told(tmp_path: Path) -> None:
+    config = _config(tmp_path)
+    with pytest.raises(ConfigError, match="says nowhere where the password is"):
+        sign_in(config, config.mailboxes[0]).secret()
+
+
+def test_device_sign_in_waits_for_the_person_and_stores_tokens_privately(tmp_path: Path, server: TokenServer) -> None:
+    server.answers = [
+        (200, {"device_code": "d", "user_code": "ABCD", "verification_uri": "https://v.example", "interval": 3}),
+        (400, {"error": "authorization_pending"}),
+        (400, {"error": "slow_down"}),
+        (200, {"access_token": "access-1", "refresh_token": "refresh-1", "expires_in": 3600}),
+    ]
+    shown: list[tuple[str, str]] = []
+    waited: list[float] = []
+    way = _oauth(tmp_path, server)
+    way.sign_in_by_device(lambda url, code: shown.append((url, code)), wait=waited.append)
+    assert shown == [("https://v.example", "ABCD")]
+    assert waited == [3, 3, 8]
+    assert server.asked[0][1]["client_id"] == "client-1"
+    assert "IMAP.AccessAsUser.All" in server.asked[0][1]["scope"]
+    assert way.secret() == "access-1"
+    assert _stored(tmp_path).stat().st_mode & 0o777 == 0o600
+
+
+def test_a_refused_device_sign_in_is_told(tmp_path: Path, server: TokenServer) -> None:
+    server.answers = [
+        (200, {"device_code": "d", "user_code": "A", "verification_uri": "https://v.example", "interval": 1}),
+        (400, {"error": "access_denied"}),
+    ]
+    with pytest.raises(NeedsHuman, match="access_denied"):
+        _oauth(tmp_path, server).sign_in_by_device(lambda _url, _code: None, wait=lambda _s: None)
+
+
+def test_google_signs_in_by_a_pasted_address_with_pkce(tmp_path: Path, server: TokenServer) -> None:
+    server.answers = [(200, {"access_token": "access-1", "refresh_token": "refresh-1", "expires_in": 3600})]
+    way = _oauth(tmp_path, server, "google")
+    asked: dict[str, list[str]] = {}
+
+    def browser(address: str) -> str:
+        asked.update(parse_qs(urlsplit(address).query))
+        return "http://127.0.0.1:1/?" + urlencode({"state": asked["state"][0], "code": "code-1"})
+
+    way.sign_in_by_pasted_address(browser)
+    assert asked["scope"] == ["https://mail.google.com/"]
+    assert asked["code_challenge_method"] == ["S256"]
+    assert server.asked[0][1]["code"] == "code-1"
+    assert len(server.asked[0][1]["code_verifier"]) >= 43
+    assert way.secret() == "access-1"
+
+
+def test_a_pasted_address_of_another_sign_in_is_refused(tmp_path: Path, server: TokenServer) -> None:
+    with pytest.raises(NeedsHuman, match="start again"):
+        _oauth(tmp_path, server, "google").sign_in_by_pasted_address(lambda _a: "http://127.0.0.1:1/?state=x&code=y")
+
+
+def test_tokens_are_refreshed_before_they_end_and_replaced(tmp_path: Path, server: TokenServer) -> None:
+    credentials.write_private(
+        _stored(tmp_path),
+        json.dumps({"access_token": "old", "refresh_token": "refresh-1", "expires_at": time.time() + 60, "renew_at": 0}),
+    )
+    server.answers = [(200, {"access_token": "access-2", "refresh_token": "refresh-2", "expires_in": 1000})]
+    way = _oauth(tmp_path, server)
+    assert way.secret() == "access-2"
+    assert way.secret() == "access-2"  # no second request
+    assert len(server.asked) == 1
+    assert server.asked[0][1]["refresh_token"] == "refresh-1"
+    assert json.loads(_stored(tmp_path).read_text())["refresh_token"] == "refresh-2"
+    assert 700 < (way.session_seconds() or 0) <= 800  # reconnect at 80 % of its life
+
+
+def test_a_withdrawn_sign_in_needs_a_person(tmp_path: Path, server: TokenServer) -> None:
+    way = _oauth(tmp_path, server)
+    with pytest.raises(NeedsHuman, match="postsale login shop"):
+        way.secret()
+    credentials.write_private(
+        _stored(tmp_path), json.dumps({"access_token": "old", "refresh_token": "r", "expires_at": 0, "renew_at": 0})
+    )
+    server.answers = [(400, {"error": "invalid_grant"})]
+    with pytest.raises(NeedsHuman, match="invalid_grant"):
+        way.secret()
+
+
+def test_a_token_server_in_trouble_is_transient_and_keeps_the_refresh_token(tmp_path: Path, server: TokenServer) -> None:
+    credentials.write_private(
+        _stored(tmp_path), json.dumps({"access_token": "old", "refresh_token": "r", "expires_at": 0, "renew_at": 0})
+    )
+    server.answers = [(503, {}), (200, {"access_token": "access-2", "expires_in": 1000})]
+    way = _oauth(tmp_path, server)
+    with pytest.raises(Transient):
+        way.secret()
+    assert way.secret() == "access-2"
+    assert json.loads(_stored(tmp_path).read_text())["refresh_token"] == "r"
+
+
+def test_tokens_never_travel_readable(tmp_path: Path) -> None:
+    with pytest.raises(PostsaleError, match="must be https"):
+        credentials.post_form("http://token.example/token", {})
