@@ -149,6 +149,8 @@ class ParsedMail:
     part_types: tuple[str, ...]
     report_text: str  # the machine-readable part of a DSN or MDN, "" otherwise
     defects: tuple[str, ...]  # what was wrong with the bytes, as codes
+    returned_header: str = ""  # header of the message that a report gives back
+    calendar_method: str | None = None  # METHOD of a text/calendar part, in upper case
 
     def header(self, name: str) -> str | None:
         """The first field of that name, or None."""
@@ -165,6 +167,26 @@ class ParsedMail:
     def from_addr(self) -> Address | None:
         """The writer's address when exactly one stands there, else None."""
         return self.from_[0] if len(self.from_) == 1 else None
+
+
+@dataclass(frozen=True, slots=True)
+class BounceReport:
+    """What a delivery report says about a message that we sent (RFC 3464).
+
+    ``status`` is an enhanced code such as ``5.1.1``, "" when none is given.
+    ``action`` is failed, delayed, delivered, relayed or expanded.
+    """
+
+    message_ids: tuple[str, ...]  # of the returned message, best first
+    recipients: tuple[str, ...]  # lower case
+    status: str
+    action: str
+    diagnostic: str
+
+    @property
+    def permanent(self) -> bool:
+        """Whether the message will not arrive any more."""
+        return self.action == "failed" and not self.status.startswith("4")
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,6 +284,18 @@ class History:
     templates_used_in_thread: tuple[str, ...] = ()
     thread_order_ids: tuple[str, ...] = ()
     template_uses_last_hour: Mapping[str, int] = field(default_factory=dict)  # template name to replies made from it
+
+
+@dataclass(frozen=True, slots=True)
+class Caps:
+    """How often Postsale may answer before a person has to look (RFC 3834 section 2, RFC 5230 section 4)."""
+
+    per_address_day: int = 3
+    auto_per_address_day: int = 1  # replies that no person approves
+    per_thread_72h: int = 3
+    per_template_hour: int = 60
+    per_hour: int = 120
+    mails_per_address_day: int = 30
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,398 @@
+"""Where older messages begin in a text, and which lines belong to them.
+
+One linear scan marks as quotation the lines behind ``>``, and whatever follows
+an attribution ("On <date>, <name> wrote:"), a separator
+("-----Original Message-----") or a block of header lines, in the words of
+``data/quotation.toml``. Where the quotation is marked line by line, text below
+and between it is the writer's; a forwarded message is the writer's too, for it
+was sent to be read.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Final
+
+OWN: Final = "o"
+QUOTE: Final = "q"
+
+_QUOTED: Final = re.compile(r"\s{0,4}(?:>|&gt;|＞)")
+_NOT_QUOTED: Final = re.compile(r"\s*>+[^\n]{0,500}<+\s*$|\s*>\d")
+_BLANK: Final = re.compile(r"[\s\u200b\u200c\u200d\ufeff\u00a0\u00ad]*$")
+_INVISIBLE: Final = re.compile("[\u200b\u200e\u200f\ufeff\u2060]")
+RULE: Final = re.compile(r"\s*(?:[-_=*~#—–─━]\s?){3,}\s*$")
+_DASHES: Final = " \t-_=*~#—–─━+|:："
+_DATE: Final = re.compile(
+    r"(?<!\d)(?:(?:19|20)\d\d(?!\d)|\d{1,2}[./-]\s?(?:\d{1,2}|[^\W\d_]{3,9}\.?)[./-]\s?\d{2,4}(?!\d)|(?:19|20)?\d\d年)|(?<!\d)\d{1,2}\s?月\s?\d{1,2}\s?日"
+)
+_TIME: Final = re.compile(r"(?<!\d)\d{1,2}\s?[:h.：]\s?[0-5]\d(?!\d)|\d{1,2}\s?時|\d{1,2}\s?[ap]\.?m\b", re.IGNORECASE)
+_ADDR: Final = re.compile(r"[^\s@<>]{1,128}@[^\s@<>]{1,200}\.[^\s@<>]{2,24}|<mailto:|@[^\s<>]{3,250}>")
+_WEEKDAY: Final = re.compile(
+    r"(?:mon|tue|wed|thu|fri|sat|sun|mo|di|mi|do|fr|sa|so|lun|mar|mer|jeu|ven|sam|dim|mié|mie|jue|vie|sáb|dom|gio|sab|seg|ter|qua|qui|sex|ma|wo|vr|za|zo|пн|вт|ср|чт|пт|сб|вс|pon|wt|śr|czw|pt|sob|nie|mån|tis|ons|tor|fre|lör|sön|man|tir|lør|søn|jan|feb|mär|maerz|märz|apr|may|mai|jun|jul|aug|sep|oct|okt|nov|dec|dez|déc|janv|févr|ene|abr|ago|dic|gen|mag|giu|lug|set|ott)[^\W\d_]{0,9}\b",
+    re.IGNORECASE,
+)
+_FIRST_PERSON: Final = re.compile(
+    r"\bI (?:wrote|sent|said)\b|\bich (?:schrieb|habe)\b|\bj'ai (?:écrit|envoyé)\b|\bescrib[ií]\b|\bho scritto\b|\bhe escrito\b|\bik (?:schreef|heb)\b|\bwe (?:wrote|sent|said)\b|\bI['’]?(?:ve| have)\b",
+    re.IGNORECASE,
+)
+_SENTENCE: Final = re.compile(r"[^\W\d_]{6,}[.!?] [A-ZÄÖÜÉÈÀ]")
+_INLINE: Final = re.compile(
+    r"(?:(?<=[\s.!?:)>-])|(?<=---))(?:On|Am|Le|El|Il|Il giorno|Op|Em|W dniu|Den|På) (?=(?:\w{2,10}\.?,? )?(?:\d{1,2}|(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)\w{0,6})[\s.,/-])[^\n]{6,250}(?:wrote|schrieb|a écrit|escribió|ha scritto|schreef|escreveu|napisał|skrev)\s?:\s*$"
+)
+_LABEL: Final = re.compile(r"[\s|*_]*([^\W\d_][^:：\n\d@<>]{0,24}?)[\s*_]*[:：][\s*_]*(.*)$")
+_ABOVE: Final = re.compile(
+    r"(?i)(?:reply|answer|write|respon[ds]e?|type)[^\n]{0,40}above th(?:is|e) line|(?:über|oberhalb)[^\n]{0,20}diese[rn]? (?:linie|zeile)|au[- ]dessus de cette ligne|(?:encima|arriba) de esta l[ií]nea|sopra questa (?:riga|linea)|boven deze (?:regel|lijn)|acima desta linha"
+)
+_LINK_ONLY: Final = re.compile(r"\s*[(<\[]?(?:https?://|www\.)\S{1,2000}[)>\]]?\s*>?\s*$")
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    verbs: re.Pattern[str]
+    leads: re.Pattern[str]
+    originals: tuple[str, ...]
+    forwards: tuple[str, ...]
+    labels: dict[str, frozenset[str]]
+    mobile_leads: re.Pattern[str]
+    brands: re.Pattern[str]
+    farewells: frozenset[str]
+    thanks: frozenset[str]
+    disclaimers: tuple[str, ...]
+
+
+@cache
+def words() -> Words:
+    data = tomllib.loads((files("daemon.mime") / "data" / "quotation.toml").read_text("utf-8"))
+    labels: dict[str, set[str]] = {}
+    for role, names in data["labels"].items():
+        for name in names:
+            labels.setdefault(name, set()).add(role)
+    return Words(
+        verbs=_any_of(data["verbs"]),
+        leads=re.compile(rf"(?:{_alternatives(data['leads'])})[\s,:]+", re.IGNORECASE),
+        originals=tuple(data["originals"]),
+        forwards=tuple(data["forwards"]),
+        labels={name: frozenset(roles) for name, roles in labels.items()},
+        mobile_leads=re.compile(rf"[\s*_<(\[]*(?:{_alternatives(data['mobile']['leads'])})", re.IGNORECASE),
+        brands=_any_of(data["mobile"]["brands"]),
+        farewells=frozenset(data["letters"]["farewells"]),
+        thanks=frozenset(data["letters"]["thanks"]),
+        disclaimers=tuple(data["footers"]["disclaimers"]),
+    )
+
+
+def _alternatives(words: list[str]) -> str:
+    return "|".join(re.escape(word) for word in sorted(set(words), key=len, reverse=True))
+
+
+def _any_of(words: list[str]) -> re.Pattern[str]:
+    """Whole words where the script has them, substrings in scripts without spaces."""
+    spaced = [word for word in words if ord(word[0]) < 0x2E80]
+    dense = [word for word in words if ord(word[0]) >= 0x2E80]
+    pattern = rf"(?<!\w)(?:{_alternatives(spaced)})(?!\w)"
+    return re.compile(pattern + (f"|{_alternatives(dense)}" if dense else ""), re.IGNORECASE)
+
+
+def split_lines(text: str) -> list[str]:
+    lines: list[str] = []
+    for line in _INVISIBLE.sub("", text).replace("\r\n", "\n").replace("\r", "\n").split("\n"):
+        match = _INLINE.search(line) if 20 < len(line) < 700 and line.rstrip().endswith(":") and ">" not in line[:3] else None
+        if match is not None and line[: match.start()].strip():
+            lines.append(line[: match.start()].rstrip("- "))
+            lines.append(line[match.start() :])
+        else:
+            lines.append(line)
+    return lines
+
+
+def blank(line: str) -> bool:
+    return not line or line.isspace() or _BLANK.match(line) is not None
+
+
+# --------------------------------------------------------------------------- quotations
+
+
+def mark_quotations(lines: list[str]) -> list[str]:
+    marks = [OWN] * len(lines)
+    quoted = [_is_quoted(line) for line in lines]
+    index = 0
+    while index < len(lines):
+        line = lines[index]
+        if quoted[index]:
+            marks[index] = QUOTE
+            index += 1
+            continue
+        if blank(line):
+            index += 1
+            continue
+        if is_forward(lines, index):
+            break  # the writer wants it read
+        length = _opening(lines, quoted, index)
+        if length == 0:
+            index += 1
+            continue
+        body = index + length
+        first = _back_over_rules(lines, index)
+        follower = _next_text(lines, body)
+        marks[first:body] = [QUOTE] * (body - first)
+        if follower is None:
+            break
+        if quoted[follower]:
+            index = body
+            continue
+        marks[body:] = [QUOTE] * (len(lines) - body)
+        break
+    _close_gaps(lines, marks, quoted)
+    return marks
+
+
+def _is_quoted(line: str) -> bool:
+    return _QUOTED.match(line) is not None and _NOT_QUOTED.match(line) is None
+
+
+def _next_text(lines: list[str], start: int) -> int | None:
+    for index in range(start, len(lines)):
+        if not blank(lines[index]):
+            return index
+    return None
+
+
+def _back_over_rules(lines: list[str], start: int) -> int:
+    """The dashed or underscored line that a mail program draws above the older message."""
+    first = start
+    for index in range(start - 1, max(start - 4, -1), -1):
+        if blank(lines[index]):
+            continue
+        if RULE.match(lines[index]) and lines[index].strip() != "--":
+            first = index
+        break
+    return first
+
+
+def _close_gaps(lines: list[str], marks: list[str], quoted: list[bool]) -> None:
+    """Lines inside a marked quotation that lost their mark when they were wrapped."""
+    for index in range(1, len(lines) - 1):
+        if marks[index] != OWN or marks[index - 1] != QUOTE or not quoted[index + 1]:
+            continue
+        line, before = lines[index], lines[index - 1]
+        if (
+            blank(line)
+            or _LINK_ONLY.match(line)
+            or (quoted[index - 1] and _opens_bracket(before) and (")" in line or ">" in line))
+            or (line.rstrip().endswith(" >") and "://" in line)
+        ):
+            marks[index] = QUOTE
+
+
+def _opens_bracket(line: str) -> bool:
+    body = line.lstrip("> \t")
+    return body.count("(") > body.count(")") or body.count("<") > body.count(">")
+
+
+def is_forward(lines: list[str], index: int) -> bool:
+    line = lines[index]
+    stripped = line.strip(_DASHES).lower()
+    if not 8 <= len(stripped) + 4 <= 90:
+        return False
+    for phrase in words().forwards:
+        if stripped.startswith(phrase):
+            rest = stripped[len(phrase) :]
+            dashed = line.strip()[:2] in ("--", "__", "==", "**") or line.strip().endswith("--")
+            return len(rest) < 50 if dashed else rest == "" and line.strip().endswith((":", "：", phrase[-1]))
+    return False
+
+
+def _opening(lines: list[str], quoted: list[bool], index: int) -> int:
+    """How many lines from ``index`` announce an older message; 0 when they do not."""
+    line = lines[index]
+    if len(line) > 500:
+        return 0
+    if _is_separator(lines, index):
+        return 1 + _block_length(lines, _skip_blank(lines, index + 1), loose=True) + (_skip_blank(lines, index + 1) - index - 1)
+    block = _block_length(lines, index)
+    if block:
+        return block
+    return _attribution_length(lines, quoted, index)
+
+
+def _skip_blank(lines: list[str], index: int) -> int:
+    while index < len(lines) and blank(lines[index]) and index < len(lines):
+        index += 1
+    return index
+
+
+def _is_separator(lines: list[str], index: int) -> bool:
+    line = lines[index].strip()
+    if len(line) > 160:
+        return False
+    if _ABOVE.search(line) and (
+        line[:2] in ("--", "##", "__", "==", "**") or line[:1] in "-#—–=*[" or line.endswith(("-", "#", "—", "="))
+    ):
+        return True
+    inner = line.strip(_DASHES).replace("\u00a0", " ").lower()
+    if not inner:
+        return False
+    dashed = len(line) - len(line.lstrip("-_=*~—–─━")) >= 2 or len(line) - len(line.rstrip("-_=*~—–─━")) >= 2
+    vocabulary = words()
+    if dashed:
+        if inner == "original" or any(
+            inner.startswith(phrase) and len(inner) < len(phrase) + 60 for phrase in vocabulary.originals
+        ):
+            return True
+        return (
+            line[:2] in ("--", "——", "__")
+            and line.endswith(("--", "——", "__"))
+            and vocabulary.verbs.search(inner) is not None
+            and len(inner) < 150
+        )
+    if inner in vocabulary.originals:
+        following = _next_text(lines, index + 1)
+        return following is not None and following <= index + 3 and (_label(lines[following]) is not None or line.endswith(":"))
+    return False
+
+
+def _label(line: str) -> tuple[frozenset[str], str] | None:
+    match = _LABEL.match(line) if len(line) < 1000 else None
+    if match is None:
+        return None
+    roles = words().labels.get(match.group(1).strip().lower())
+    return (roles, match.group(2)) if roles is not None else None
+
+
+def _block_length(lines: list[str], start: int, *, loose: bool = False) -> int:
+    """Lines of a header block at ``start`` (From, Sent, To, Subject in any language), or 0."""
+    if start >= len(lines):
+        return 0
+    first = _label(lines[start])
+    if first is None or (not loose and not first[0] & {"from", "sent", "subject", "to"}):
+        return 0
+    roles: set[str] = set()
+    single: list[frozenset[str]] = []
+    end = start
+    gap = 0
+    evidence = ""
+    for index in range(start, min(start + 14, len(lines))):
+        line = lines[index]
+        label = _label(line)
+        if label is not None:
+            single.append(label[0])
+            end = index + 1
+            gap = 0
+            evidence += " " + line[:300]
+        elif blank(line):
+            gap += 1
+            if gap > 1 or (len(single) >= 3 and not _next_is_label(lines, index + 1)):
+                break
+        elif gap or index - end >= 2:
+            break
+        else:
+            evidence += " " + line[:300]  # a folded value
+    for found in sorted(single, key=len):
+        fresh = found - roles
+        roles.add(min(fresh) if fresh else min(found))
+    named = {role for found in single for role in found}
+    addressed = _ADDR.search(evidence) is not None
+    timed = _TIME.search(evidence) is not None and _DATE.search(evidence) is not None
+    count = len(roles)
+    certain = count >= 3 and "from" in named and (addressed or timed or "subject" in named)
+    likely = count >= 2 and addressed and ("from" in named or timed)
+    if certain or likely or (loose and count >= 2):
+        return end - start
+    return 0
+
+
+def _next_is_label(lines: list[str], index: int) -> bool:
+    return index < len(lines) and _label(lines[index]) is not None
+
+
+_ENDS: Final = (":", "：")
+
+
+def _attribution_length(lines: list[str], quoted: list[bool], index: int) -> int:
+    line = lines[index].strip()
+    if len(line) > 400 or not _may_open(line):
+        return 0
+    joined = ""
+    blanks = 0
+    for length in range(1, 7):
+        position = index + length - 1
+        if position >= len(lines):
+            return 0
+        piece = lines[position].strip()
+        if blank(piece):
+            blanks += 1
+            if blanks > 1 or not _starts_with_date(line):
+                return 0
+            continue
+        if length > 1 and quoted[position] and not _closes(piece):
+            return length - 1 if _dated_sender(joined) else 0
+        joined = f"{joined} {piece}".strip()
+        if len(joined) > 500:
+            return 0
+        if _closes(piece):
+            following = _next_text(lines, position + 1)
+            marked = following is not None and quoted[following]
+            if _is_attribution(joined, marked=marked):
+                return length
+            if not _starts_with_date(line):
+                return 0
+        following = _next_text(lines, position + 1)
+        if following is not None and quoted[following] and _dated_sender(joined) and not _closes(lines[following].strip()):
+            return length
+        if not _starts_with_date(line) and length >= 2 and "<" not in joined:
+            return 0
+    return 0
+
+
+def _may_open(line: str) -> bool:
+    return (
+        _starts_with_date(line)
+        or line.endswith(_ENDS)
+        or ("<" in line and "@" in line)
+        or line.endswith("<")
+        or words().verbs.search(line[-60:]) is not None
+    )
+
+
+def _starts_with_date(line: str) -> bool:
+    head = line.lstrip("*_-–— >").lower()[:80]
+    lead = words().leads.match(head)
+    rest = head[lead.end() :] if lead is not None else head
+    if _WEEKDAY.match(rest):
+        return True
+    return bool(rest[:1].isdigit() and (_DATE.search(rest) or (lead is not None and _TIME.search(rest)) or lead is not None))
+
+
+def _closes(piece: str) -> bool:
+    if piece.endswith(_ENDS):
+        return True
+    stripped = piece.rstrip(" *_-")
+    found = None
+    for match in words().verbs.finditer(stripped[-40:]):
+        found = match
+    return found is not None and found.end() == len(stripped[-40:])
+
+
+def _is_attribution(joined: str, *, marked: bool) -> bool:
+    if _FIRST_PERSON.search(joined) or _SENTENCE.search(joined):
+        return False
+    verb = words().verbs.search(joined) is not None
+    date = _DATE.search(joined) is not None
+    time = _TIME.search(joined) is not None
+    addr = _ADDR.search(joined) is not None
+    if (
+        (verb and (date or _starts_with_date(joined)) and (time or addr))
+        or (date and addr)
+        or (verb and addr and joined.endswith(_ENDS))
+    ):
+        return True
+    return marked and ((verb and len(joined) < 160) or (date and time))
+
+
+def _dated_sender(joined: str) -> bool:
+    """A line of a date and an address in front of marked lines, without verb or colon."""
+    return _starts_with_date(joined) and _ADDR.search(joined) is not None and len(joined) < 200 and not _SENTENCE.search(joined)
