@@ -251,6 +251,7 @@ class Envelope:
     item: str | None
     no_response_url: str | None
     suspicions: tuple[str, ...]  # phishing and look-alike codes
+    form: bool = False  # a contact form: From is a machine, Reply-To the person
 
 
 # --------------------------------------------------------------------------- judgement

@@ -142,3 +142,16 @@ def _action_of(subject: str, status: str) -> str:
     if status.startswith("4") or "delay" in lowered or "warning" in lowered:
         return "delayed"
     return "failed"
+
+
+_SMTP_EVIDENCE: Final = re.compile(
+    r"(?im)(?<![\d.])[45]\d\d[ -]#?[45]\.\d{1,2}\.\d{1,2}|^[>\s]*final-recipient:|rcpt[ ]to:|permanent fatal error|smtp(?: error| server|;)|<[^<>\s@]{1,64}@[^<>\s]{1,200}>[.: ]{0,5}\(?(?:reason: )?[45]\d\d|mailbox (?:full|unavailable|not found)|user unknown|remote host said|mail delivery (?:failed|system|subsystem)|mailer-daemon"
+)
+
+
+def returned_report_words(mail: ParsedMail) -> bool:
+    """Whether a mail carries the words of a delivery report without being one: a report passed on, or one from an odd sender."""
+    text = mail.text[:20_000]
+    if _SUBJECT.search(mail.subject) is not None and _SMTP_EVIDENCE.search(text) is not None:
+        return True
+    return re.search(r"(?im)^[>\s]*final-recipient:", text) is not None and re.search(r"(?im)^[>\s]*(?:action|status|diagnostic-code):", text) is not None

@@ -279,8 +279,15 @@ def address_list(value: str) -> AddressList:
     """
     found: list[Address] = []
     defect = False
+    waiting = ""
     for tokens, closed in _mailboxes(value):
+        if closed and all(kind in ("word", "quoted") and "@" not in text for kind, text in tokens):
+            waiting = " ".join([waiting, *(text for _, text in tokens)]).strip()  # half a name with an unquoted comma
+            continue
         address, bad = _mailbox(tokens)
+        if waiting and address is not None and any(kind == "angle" for kind, _ in tokens):
+            address = Address(_display(f"{decode_words(waiting)}, {address.name}"), address.addr)
+        waiting = ""
         defect = defect or bad or not closed
         if address is not None and len(found) < limits.ADDRESSES:
             found.append(address)
@@ -321,7 +328,8 @@ def _mailboxes(value: str) -> list[tuple[list[_Token], bool]]:
         elif char.isspace():
             index += 1
         else:
-            match = _WORD.match(value, index)
+            match = _ENCODED_ATOM.match(value, index) if char == "=" else None
+            match = match or _WORD.match(value, index)
             end = match.end() if match is not None else index + 1
             tokens.append(("word", value[index:end]))
             index = end
@@ -331,6 +339,8 @@ def _mailboxes(value: str) -> list[tuple[list[_Token], bool]]:
     return [box for box in boxes if box[0]]
 
 
+# An encoded word that holds a comma is one word all the same; one that holds an address is left to be a defect.
+_ENCODED_ATOM: Final = re.compile(r"=\?[\w.:*+-]{1,60}\?[bBqQ]\?[^?<>@\"\s]{0,2000}\?=")
 _WORD: Final = re.compile(r"[^\s,;:\"<(]+")
 
 

@@ -388,6 +388,7 @@ def _form(mail: ParsedMail, identity: Identity, suspicions: tuple[str, ...]) -> 
         item=None,
         no_response_url=None,
         suspicions=suspicions,
+        form=answer is not None,
     )
 
 
@@ -437,8 +438,12 @@ def _plain_envelope(mail: ParsedMail, identity: Identity, kind: Kind, notice: No
     sender = mail.from_addr
     orders = _order_ids(mail, mail.text, "", None)
     answer = sender if kind is Kind.BUYER and mail.from_fields == 1 and not mail.from_defect else None
-    if answer is not None and _unanswerable(mail) and len(mail.reply_to) == 1:
-        answer = mail.reply_to[0]  # a form service speaks from its own address for the person in Reply-To
+    form = False
+    if kind is Kind.BUYER and mail.from_fields == 1 and len(mail.from_) > 1 and not mail.from_defect:
+        # Several authors (RFC 5322 section 3.6.2): the answer goes to Reply-To when there is one, else to the first.
+        answer = mail.reply_to[0] if len(mail.reply_to) == 1 else mail.from_[0]
+    if answer is not None and answer is sender and _unanswerable(mail) and _names_its_writer(mail):
+        answer, form = mail.reply_to[0], True  # a form service speaks from its own address for the person in Reply-To
     untrusted = _untrusted(suspicions)
     return Envelope(
         marketplace=None,
@@ -455,7 +460,13 @@ def _plain_envelope(mail: ParsedMail, identity: Identity, kind: Kind, notice: No
         item=None,
         no_response_url=None,
         suspicions=suspicions,
+        form=form,
     )
+
+
+def _names_its_writer(mail: ParsedMail) -> bool:
+    """Whether the text itself gives the one Reply-To address, as contact forms do."""
+    return len(mail.reply_to) == 1 and mail.reply_to[0].addr.lower() in mail.text.lower()
 
 
 def _system(mail: ParsedMail, market: str, site: str | None, suspicions: tuple[str, ...], notice: Notice) -> Envelope:
@@ -606,7 +617,7 @@ def _suspicions(mail: ParsedMail, identity: Identity, market: str | None, role: 
     found: list[str] = []
     sender = mail.from_addr
     ours = sender is not None and (sender.addr.lower() in identity.own_addresses or sender.domain in identity.shop_domains)
-    if mail.from_fields > 1 or (mail.from_defect and len(mail.from_) > 1):
+    if mail.from_fields > 1 or mail.from_defect:
         found.append("from_ambiguous")
     hosts = [address.domain for address in mail.from_]
     if market is None and not ours and any(looks_like_marketplace(host) for host in hosts):
