@@ -112,4 +112,6 @@ def aligned(domain: str, from_domain: str) -> bool:
     return shorter.count(".") >= 2 or shorter.partition(".")[0] not in _SECOND_LEVEL
 
 
-_SECOND_LEVEL: Final = frozenset({"co", "com", "net", "org", "gov", "ac", "edu", "ne", "or", "go", "gob", "nom", "ltd", "plc", "me"})
+_SECOND_LEVEL: Final = frozenset(
+    {"co", "com", "net", "org", "gov", "ac", "edu", "ne", "or", "go", "gob", "nom", "ltd", "plc", "me"}
+)

@@ -154,4 +154,7 @@ def returned_report_words(mail: ParsedMail) -> bool:
     text = mail.text[:20_000]
     if _SUBJECT.search(mail.subject) is not None and _SMTP_EVIDENCE.search(text) is not None:
         return True
-    return re.search(r"(?im)^[>\s]*final-recipient:", text) is not None and re.search(r"(?im)^[>\s]*(?:action|status|diagnostic-code):", text) is not None
+    return (
+        re.search(r"(?im)^[>\s]*final-recipient:", text) is not None
+        and re.search(r"(?im)^[>\s]*(?:action|status|diagnostic-code):", text) is not None
+    )

@@ -351,9 +351,8 @@ def _attribution_length(lines: list[str], quoted: list[bool], index: int) -> int
 def _may_open(line: str) -> bool:
     return (
         _starts_with_date(line)
-        or line.endswith(_ENDS)
+        or line.endswith((*_ENDS, "<"))
         or ("<" in line and "@" in line)
-        or line.endswith("<")
         or words().verbs.search(line[-60:]) is not None
     )
 

@@ -98,7 +98,10 @@ def _auto_submitted(seen: _Seen) -> bool:
 
 def _precedence(seen: _Seen) -> bool:
     words = (*seen.mail.header_all("precedence"), *seen.mail.header_all("x-precedence"))
-    return any(re.split(r"[\s;,]", value.strip().strip('"').lower())[0] in ("bulk", "junk", "list", "auto_reply", "auto-reply") for value in words)
+    return any(
+        re.split(r"[\s;,]", value.strip().strip('"').lower())[0] in ("bulk", "junk", "list", "auto_reply", "auto-reply")
+        for value in words
+    )
 
 
 def _suppressed(seen: _Seen) -> bool:
@@ -112,7 +115,10 @@ def _listed(seen: _Seen) -> bool:
 
 def _machine_header(seen: _Seen) -> bool:
     for name in seen.names & _robots().headers:
-        if any(_COMMENT.sub("", value).strip().lower() not in ("no", "false", "0", "none", "") for value in seen.mail.header_all(name)):
+        if any(
+            _COMMENT.sub("", value).strip().lower() not in ("no", "false", "0", "none", "")
+            for value in seen.mail.header_all(name)
+        ):
             return True
     return False
 
@@ -165,7 +171,9 @@ def _system_sender(seen: _Seen) -> bool:
 
 def _report(seen: _Seen) -> bool:
     mail = seen.mail
-    return mail.content_type == "multipart/report" or bool({"message/disposition-notification", "message/delivery-status", "message/feedback-report"} & set(mail.part_types[:30]))
+    return mail.content_type == "multipart/report" or bool(
+        {"message/disposition-notification", "message/delivery-status", "message/feedback-report"} & set(mail.part_types[:30])
+    )
 
 
 def _calendar(seen: _Seen) -> bool:
@@ -178,7 +186,9 @@ def _robot_body(seen: _Seen) -> bool:
 
 
 def _spam(seen: _Seen) -> bool:
-    return any(pattern.search(value) for name, pattern in _robots().spam if name in seen.names for value in seen.mail.header_all(name))
+    return any(
+        pattern.search(value) for name, pattern in _robots().spam if name in seen.names for value in seen.mail.header_all(name)
+    )
 
 
 def _forwarded_report(seen: _Seen) -> bool:
@@ -190,7 +200,9 @@ def _notice(*wanted: Notice) -> Callable[[_Seen], bool]:
 
 
 def _hostile(seen: _Seen) -> bool:
-    return not {"truncated", "nested_too_deep", "too_many_parts", "header_too_large", "text_too_long"}.isdisjoint(seen.mail.defects)
+    return not {"truncated", "nested_too_deep", "too_many_parts", "header_too_large", "text_too_long"}.isdisjoint(
+        seen.mail.defects
+    )
 
 
 # --------------------------------------------------------------------------- the table
@@ -267,7 +279,9 @@ def judge(mail: ParsedMail, envelope: Envelope, identity: Identity) -> Verdict:
     return Verdict(matched[0].verdict, matched[0].code, tuple(rule.code for rule in matched))
 
 
-def apply_caps(verdict: Verdict, history: History, caps: Caps, *, template: str | None = None, automatic: bool = False) -> Verdict:
+def apply_caps(
+    verdict: Verdict, history: History, caps: Caps, *, template: str | None = None, automatic: bool = False
+) -> Verdict:
     """The verdict with the caps laid over it. A cap turns ``reply`` into ``human`` and never lifts anything.
 
     ``template`` is known once a policy has decided; ``automatic`` says that no

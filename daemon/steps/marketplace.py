@@ -27,8 +27,13 @@ from daemon.mime.quotation import QUOTE, blank, mark_quotations, split_lines
 from daemon.vocab import Address, Envelope, Identity, Kind, Notice, OrderId, ParsedMail
 
 _ROUTER: Final = "x-space-notification-type"
-_ASIN: Final = re.compile(r"^\s*(?:\d{1,4}\s*(?:/|of|x|von|de|di|sur)\s*)?(.{1,300}?)\s*(?:\|\s*\S{1,40}\s*)?\[ASIN:\s*([A-Z0-9]{10})\s*\]", re.MULTILINE)
-_NO_RESPONSE: Final = re.compile(r"https://(sellercentral(?:-europe|-japan)?\.amazon\.[a-z.]{2,6})/messaging/no-response-needed\?[^\s<>\")\]]{1,2000}")
+_ASIN: Final = re.compile(
+    r"^\s*(?:\d{1,4}\s*(?:/|of|x|von|de|di|sur)\s*)?(.{1,300}?)\s*(?:\|\s*\S{1,40}\s*)?\[ASIN:\s*([A-Z0-9]{10})\s*\]",
+    re.MULTILINE,
+)
+_NO_RESPONSE: Final = re.compile(
+    r"https://(sellercentral(?:-europe|-japan)?\.amazon\.[a-z.]{2,6})/messaging/no-response-needed\?[^\s<>\")\]]{1,2000}"
+)
 _SUBJECT_NAME: Final = re.compile(
     r"(?i)(?:from amazon customer|von amazon-kunden?|du client amazon|del cliente de amazon|dal cliente amazon|from ebay (?:member|user))\s+(.{1,80}?)\s*(?:\((?:order|bestellung|commande|pedido|ordine)|$)"
 )
@@ -158,7 +163,9 @@ def _notice_of(mail: ParsedMail) -> Notice:
 
 
 def _unanswerable(mail: ParsedMail) -> bool:
-    return mail.from_addr is None or re.search(r"no-?_?reply|do-?_?not-?_?reply", mail.from_addr.addr, re.IGNORECASE) is not None
+    return (
+        mail.from_addr is None or re.search(r"no-?_?reply|do-?_?not-?_?reply", mail.from_addr.addr, re.IGNORECASE) is not None
+    )
 
 
 def _relay(mail: ParsedMail, market: str, site: str | None, suspicions: tuple[str, ...]) -> Envelope:
@@ -217,7 +224,11 @@ def _no_response(below: str, site: str | None) -> str | None:
         return None
     host = match.group(1)
     domain = host.partition(".")[2]
-    return match.group(0) if (domain, "amazon") in {(known, facts[0]) for known, facts in _facts().sites.items()} and site is not None else None
+    return (
+        match.group(0)
+        if (domain, "amazon") in {(known, facts[0]) for known, facts in _facts().sites.items()} and site is not None
+        else None
+    )
 
 
 def _unwrapped(text: str) -> tuple[str, str, str]:
@@ -308,7 +319,9 @@ def _seller_central_links_dropped(text: str) -> str:
 
 # --------------------------------------------------------------------------- eBay, Walmart, Etsy
 
-_LABELLED: Final = re.compile(r"(?im)^[ \t*]*(?:message|new message|nachricht|neue nachricht|message reçu|messaggio|mensaje|comment|customer comments?|buyer['’]?s? message)\s*[:：][ \t*]*\n?")
+_LABELLED: Final = re.compile(
+    r"(?im)^[ \t*]*(?:message|new message|nachricht|neue nachricht|message reçu|messaggio|mensaje|comment|customer comments?|buyer['’]?s? message)\s*[:：][ \t*]*\n?"
+)
 _BELOW: Final = re.compile(
     r"(?im)^[ \t*>]*(?:reply(?: now)?|respond|antworten|répondre|responder|rispondi|view (?:message|conversation|order details|item)|see full conversation|order status|order details|bestelldetails|email reference id|e-mail-referenznummer|"
     r"thank you,?\s*\n?\s*(?:ebay|walmart|etsy)|this (?:message|e-?mail) was sent (?:by|from|to)|copyright ©|© (?:19|20)\d\d|only purchases on ebay|ebay sent this message|is your question answered|get to know (?:your buyer|)|walmart marketplace|seller help|learn more|delete)\b"
@@ -357,7 +370,11 @@ def _form_of_own_shop(mail: ParsedMail, identity: Identity) -> bool:
         return False
     ours = sender.addr.lower() in identity.own_addresses or sender.domain in identity.shop_domains
     other = mail.reply_to[0]
-    theirs = other.addr.lower() not in identity.own_addresses and other.domain not in identity.shop_domains and other.addr.lower() != sender.addr.lower()
+    theirs = (
+        other.addr.lower() not in identity.own_addresses
+        and other.domain not in identity.shop_domains
+        and other.addr.lower() != sender.addr.lower()
+    )
     return ours and theirs and mail.header("in-reply-to") is None
 
 
@@ -370,9 +387,11 @@ def _form(mail: ParsedMail, identity: Identity, suspicions: tuple[str, ...]) -> 
         answer = Address(fields.get("name", ""), named)
     elif answer is not None and named and "@" in named and named != answer.addr.lower():
         suspicions = (*suspicions, "form_address_differs")
-    inner = body if body else rest
+    inner = body or rest
     market = "shopify" if shopify else None
-    orders = _order_ids(mail, inner, "\n".join(value for key, value in fields.items() if key not in ("body", "email", "name")), market)
+    orders = _order_ids(
+        mail, inner, "\n".join(value for key, value in fields.items() if key not in ("body", "email", "name")), market
+    )
     return Envelope(
         marketplace=market,
         site=None,
@@ -403,7 +422,13 @@ def _form_fields(text: str) -> tuple[dict[str, str], str, str]:
         if _facts().form_footers.search(line):
             break
         head, colon, value = line.partition("：") if "：" in line[:30] else line.partition(":")
-        found = labels.get(head.strip(" *\t").lower()) if colon else labels.get(line.strip(" *\t").lower()) if role != "body" and len(line) < 30 else None
+        found = (
+            labels.get(head.strip(" *\t").lower())
+            if colon
+            else labels.get(line.strip(" *\t").lower())
+            if role != "body" and len(line) < 30
+            else None
+        )
         if found is not None and role == "body" and found != "body" and not _form_goes_on(line, fields):
             found = None
         if found is not None:
@@ -434,7 +459,9 @@ def _form_goes_on(line: str, fields: dict[str, str]) -> bool:
 # --------------------------------------------------------------------------- others
 
 
-def _plain_envelope(mail: ParsedMail, identity: Identity, kind: Kind, notice: Notice | None, suspicions: tuple[str, ...]) -> Envelope:
+def _plain_envelope(
+    mail: ParsedMail, identity: Identity, kind: Kind, notice: Notice | None, suspicions: tuple[str, ...]
+) -> Envelope:
     sender = mail.from_addr
     orders = _order_ids(mail, mail.text, "", None)
     answer = sender if kind is Kind.BUYER and mail.from_fields == 1 and not mail.from_defect else None
@@ -507,7 +534,9 @@ def _is_approval(mail: ParsedMail, identity: Identity) -> bool:
     return first.rstrip(".!。！").casefold() in _STOPS or mail.subject.strip().rstrip(".!。！").casefold() in _STOPS
 
 
-_STOPS: Final = frozenset({"stop", "stopp", "halt", "arrêt", "alto", "ferma", "停止", "暂停", "暫停", "全部停止", "停止发送", "停止發送", "ストップ"})
+_STOPS: Final = frozenset(
+    {"stop", "stopp", "halt", "arrêt", "alto", "ferma", "停止", "暂停", "暫停", "全部停止", "停止发送", "停止發送", "ストップ"}
+)
 
 
 # --------------------------------------------------------------------------- order ids
@@ -518,15 +547,15 @@ _AMAZON_OTHER: Final = re.compile(r"(?<![\w-])([DPS]\d{2})-(\d{7})-(\d{7})(?![\w
 _AMAZON_RUN: Final = re.compile(r"(?<![\w-])(\d{3})(\d{7})(\d{7})(?![\w-])")
 _EBAY: Final = re.compile(r"(?<![\w-])(\d{2}-\d{5}-\d{5})(?![\w-])")
 _EBAY_OLD: Final = re.compile(r"(?<![\w-])(\d{10,13}!\d{10,18}|\d{12}-\d{10,14})(?![\w-])")
-_ORDER_WORD: Final = (
-    r"(?:purchase order|sales order|customer order|order|po|bestell(?:ung|nummer|nr\.?)|auftrag(?:snummer)?|commande|pedido|orden|ordine|encomenda|zamówieni[ea]|bestelling|beställning|receipt|transaction|注文(?:番号)?|订单(?:号|编号)?|訂單(?:編號|號)?)"
-)
+_ORDER_WORD: Final = r"(?:purchase order|sales order|customer order|order|po|bestell(?:ung|nummer|nr\.?)|auftrag(?:snummer)?|commande|pedido|orden|ordine|encomenda|zamówieni[ea]|bestelling|beställning|receipt|transaction|注文(?:番号)?|订单(?:号|编号)?|訂單(?:編號|號)?)"
 _LABELLED_NUMBER: Final = re.compile(
-    rf"{_ORDER_WORD}(?:\s?(?:id|no\.?|nr\.?|number|num|numero|número|numéro|nummer|n[°º.]|numer|号|番号)){{0,2}}[\s:：#.*|(-]{{0,8}}#?(\d{{9,15}})(?![\w-])", re.IGNORECASE
+    rf"{_ORDER_WORD}(?:\s?(?:id|no\.?|nr\.?|number|num|numero|número|numéro|nummer|n[°º.]|numer|号|番号)){{0,2}}[\s:：#.*|(-]{{0,8}}#?(\d{{9,15}})(?![\w-])",
+    re.IGNORECASE,
 )
 _HASH: Final = re.compile(r"(?<![\w&/#])#\s?([A-Za-z]{0,4}-?\d{3,8}(?:-[A-Za-z0-9]{1,4})?)(?![\w-])")
 _LABELLED_SHORT: Final = re.compile(
-    rf"{_ORDER_WORD}(?:\s?(?:id|no\.?|nr\.?|number|num|numero|número|numéro|nummer|n[°º.]|numer|号|番号)){{0,2}}[\s:：.*(]{{0,6}}(?:#\s?)?([A-Za-z]{{0,4}}\d{{4,7}})(?![\w-]|[.,]\d)", re.IGNORECASE
+    rf"{_ORDER_WORD}(?:\s?(?:id|no\.?|nr\.?|number|num|numero|número|numéro|nummer|n[°º.]|numer|号|番号)){{0,2}}[\s:：.*(]{{0,6}}(?:#\s?)?([A-Za-z]{{0,4}}\d{{4,7}})(?![\w-]|[.,]\d)",
+    re.IGNORECASE,
 )
 
 
@@ -578,7 +607,9 @@ def _ids_in(text: str, market: str | None) -> list[tuple[str, str]]:
         for match in _HASH.finditer(text):
             if any(char.isdigit() for char in match.group(1)):
                 found.append((match.start(), "shopify", "#" + match.group(1).upper()))
-        found += [(m.start(), "shopify", "#" + m.group(1).upper()) for m in _LABELLED_SHORT.finditer(text) if not _is_year(m.group(1))]
+        found += [
+            (m.start(), "shopify", "#" + m.group(1).upper()) for m in _LABELLED_SHORT.finditer(text) if not _is_year(m.group(1))
+        ]
     found.sort(key=lambda entry: entry[0])
     return list(dict.fromkeys((shop, value) for _, shop, value in found))
 
@@ -606,7 +637,9 @@ def _thread_keys(mail: ParsedMail, writer: Address | None, orders: tuple[OrderId
 
 # --------------------------------------------------------------------------- suspicions
 
-_UNTRUSTED: Final = frozenset({"lookalike_host", "display_name_spoof", "from_ambiguous", "authentication_failed", "forged_router_header"})
+_UNTRUSTED: Final = frozenset(
+    {"lookalike_host", "display_name_spoof", "from_ambiguous", "authentication_failed", "forged_router_header"}
+)
 
 
 def _untrusted(suspicions: tuple[str, ...]) -> bool:
@@ -631,7 +664,12 @@ def _suspicions(mail: ParsedMail, identity: Identity, market: str | None, role: 
             if _facts().sites.get(other.domain, ("",))[0] != market:
                 found.append("reply_to_elsewhere")
                 break
-    if market is None and not ours and _wrapped_like_amazon(mail.text) and not _inside_quotation(mail.text, _wrapped_at(mail.text)):
+    if (
+        market is None
+        and not ours
+        and _wrapped_like_amazon(mail.text)
+        and not _inside_quotation(mail.text, _wrapped_at(mail.text))
+    ):
         found.append("wrapper_without_relay")
     if authentication_of(mail, identity).dmarc == "fail":
         found.append("authentication_failed")
@@ -648,7 +686,28 @@ def _wrapped_like_amazon(text: str) -> bool:
     return "-----" in head and _facts().start.search(head) is not None and _facts().end.search(head) is not None
 
 
-_CONFUSABLE: Final = str.maketrans({"0": "o", "1": "l", "3": "e", "4": "a", "5": "s", "а": "a", "е": "e", "о": "o", "і": "i", "ѕ": "s", "у": "y", "р": "p", "ɑ": "a", "ı": "i", "ο": "o", "α": "a", "ν": "v", "|": "l"})
+_CONFUSABLE: Final = str.maketrans(
+    {
+        "0": "o",
+        "1": "l",
+        "3": "e",
+        "4": "a",
+        "5": "s",
+        "а": "a",
+        "е": "e",
+        "о": "o",
+        "і": "i",
+        "ѕ": "s",
+        "у": "y",
+        "р": "p",
+        "ɑ": "a",
+        "ı": "i",
+        "ο": "o",
+        "α": "a",
+        "ν": "v",
+        "|": "l",
+    }
+)
 
 
 def looks_like_marketplace(host: str) -> bool:
@@ -687,5 +746,8 @@ def _buyer_name(mail: ParsedMail) -> str | None:
     sender = mail.from_addr
     if sender is None or not sender.name:
         return None
-    name = re.split(r"(?i)\s+(?:-|–|via|über|par|tramite|por)\s+(?:amazon|ebay|walmart|etsy)|\s*\((?:via )?(?:amazon|ebay|walmart|etsy)[^)]*\)", sender.name)[0]
+    name = re.split(
+        r"(?i)\s+(?:-|–|via|über|par|tramite|por)\s+(?:amazon|ebay|walmart|etsy)|\s*\((?:via )?(?:amazon|ebay|walmart|etsy)[^)]*\)",
+        sender.name,
+    )[0]
     return None if re.search(r"(?i)amazon|ebay|walmart|etsy", name) else name.strip() or None
