@@ -296,7 +296,7 @@ def apply_caps(
         hits.append("cap_thread")
     if history.replies_last_hour >= caps.per_hour:
         hits.append("cap_hour")
-    if template is not None and dict(history.template_replies_last_hour).get(template, 0) >= caps.per_template_hour:
+    if template is not None and history.template_uses_last_hour.get(template, 0) >= caps.per_template_hour:
         hits.append("cap_template")
     if history.mails_from_address_24h > caps.mails_per_address_day:
         hits.append("cap_inbound")
