@@ -440,6 +440,67 @@ class Config(Section):
         return tuple(by_name[n] for n in self.mailbox(mailbox).approval.approvers)
 
 
+def load_playbook_toml(path: Path) -> dict[str, Any]:
+    """The playbook's TOML as plain values.
+
+    Every ``[[policy]]`` gets ``line`` and ``lines`` (its keys' lines), so that a
+    later error can name the place. Raises ConfigError with file and line.
+    """
+    text = _read_text(path, "set playbook.path to a playbook, or leave it out for the one that ships")
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        where = re.search(r"line (\d+)", str(error))
+        key = f"line {where.group(1)}" if where else ""
+        raise ConfigError(str(path), key, f"is not valid TOML: {error}", "mend that line") from error
+    policies = data.get("policy", [])
+    if not isinstance(policies, list) or not all(isinstance(p, dict) for p in policies):
+        raise ConfigError(str(path), "policy", "must be a list of tables", "write each policy as [[policy]]")
+    for policy, (line, lines) in zip(policies, _policy_lines(text), strict=False):
+        policy["line"], policy["lines"] = line, lines
+    return data
+
+
+def _policy_lines(text: str) -> list[tuple[int, dict[str, int]]]:
+    """Where each ``[[policy]]`` and each of its keys stands."""
+    found: list[tuple[int, dict[str, int]]] = []
+    inside = False
+    for number, line in enumerate(text.splitlines(), 1):
+        if re.match(r"\s*\[", line) and not re.match(r"\s*\[\s*['\"]", line):
+            inside = re.match(r"\s*\[\[\s*policy\s*\]\]", line) is not None
+            if inside:
+                found.append((number, {}))
+        elif inside and (key := re.match(r"\s*([A-Za-z0-9_-]+)\s*=", line)):
+            found[-1][1].setdefault(key.group(1), number)
+    return found
+
+
+def load_templates(folder: Path) -> dict[str, str]:
+    """Every reply template under the folder, by ``<language>/<label>/<situation>`` (parts as ``<language>/_parts/<name>``).
+
+    The staff's own templates (``staff/``) are not among them. Raises ConfigError.
+    """
+    if not folder.is_dir():
+        raise ConfigError(str(folder), "", "there is no such folder", "set playbook.templates, or leave it out")
+    found = {}
+    for path in sorted(folder.rglob("*.txt.j2")):
+        name = path.relative_to(folder).as_posix().removesuffix(".txt.j2")
+        if name.count("/") == 2 and not name.startswith("staff/"):
+            found[name] = _read_text(path, "save the template as UTF-8")
+    return found
+
+
+def _read_text(path: Path, mend: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ConfigError(str(path), "", "there is no such file", mend) from error
+    except OSError as error:
+        raise ConfigError(str(path), "", f"cannot be read: {error.strerror}", "check its owner and mode") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(str(path), "", "is not UTF-8", "save it as UTF-8") from error
+
+
 #: Keys that are not settings (any longer), and where the operator should go. ``*`` is any one table.
 RETIRED_KEYS: dict[str, str] = {
     "service.dry_run": 'set service.mode = "shadow"',

@@ -364,6 +364,20 @@ class Fulfilment(StrEnum):
     UNKNOWN = "unknown"
 
 
+class Binding(StrEnum):
+    """May this writer be told about that order? (only ``owner`` and ``relay`` may)"""
+
+    OWNER = "owner"  # the writer's address is the one the order belongs to
+    RELAY = "relay"  # the marketplace itself named this order beside the buyer's words
+    UNPROVED = "unproved"  # nothing ties the writer to the order
+    STRANGER = "stranger"  # the order belongs to another address
+    NO_ORDER = "no_order"  # no order is named, or none is known
+
+    @property
+    def discloses(self) -> bool:
+        return self in (Binding.OWNER, Binding.RELAY)
+
+
 @dataclass(frozen=True, slots=True)
 class OrderItem:
     title: str
@@ -408,6 +422,8 @@ class OrderFacts:
     buyer_name: str | None = None
     ship_country: str | None = None
     stale: bool = False  # older than the operator's limit: the state counts as unknown
+    partially_shipped: bool = False  # some items have left and some have not
+    conflict: str | None = None  # what the sources disagree about
 
 
 # --------------------------------------------------------------------------- decision and draft
@@ -439,6 +455,7 @@ class Decision:
     actions: tuple[str, ...] = ()  # checklist for staff
     asks: tuple[str, ...] = ()  # what the reply asks of the buyer
     looked_at: tuple[LookedAt, ...] = ()
+    group: str | None = None  # policy group, the unit that service.live_policies names
 
 
 @dataclass(frozen=True, slots=True)

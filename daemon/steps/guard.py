@@ -1,0 +1,294 @@
+"""The last look at a reply: what a marketplace would punish does not leave.
+
+The rules O1 to O21 and their severities per marketplace are data
+(``data/guard.json``). The final text is read after the order ids, tracking
+numbers and dates that belong in it are masked, with full-width characters
+folded and invisible ones dropped. The same look is taken at machine drafts
+and at what staff wrote; of a staff edit, ``overridable`` says which findings
+are theirs to overrule.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import emoji
+import phonenumbers
+
+from daemon.languages import reply_language
+from daemon.vocab import Attachment, Draft, Finding, OrderFacts, Severity
+
+MAX_REPLY_CHARACTERS = 4000
+MAX_ATTACHMENT_BYTES = 10_000_000
+#: Replies without a person in one thread, after which one looks.
+MAX_AUTOMATIC_PER_THREAD = 2
+
+_EXCERPT = 60
+_MASK = "▯"
+_DOT = r"(?:\.|\s?[\(\[\{]\s?(?:dot|punkt|point|punto)\s?[\)\]\}]\s?|\s(?:dot|DOT)\s)"
+_TLD = (
+    r"(?:com|net|org|info|biz|shop|store|online|site|xyz|top|club|app|dev|io|me|tv|cc|co|eu|de|fr|es|it|uk|jp|cn|tw|hk|us|ca|at|ch|nl|pl|br|mx|ly|link|gl|gg|ws|vip|page|website"
+    r"|COM|NET|ORG|INFO|SHOP|DE|FR|ES|UK|JP|CN|EU|Com|Net|Org)"
+)
+_URL = re.compile(r"(?:https?|ftp|hxxps?)\s?:\s?/\s?/\s?\S+|\bwww\s?\.\s?\S+", re.IGNORECASE)
+_BARE_DOMAIN = re.compile(rf"(?<![\w@.-])(?:[A-Za-z0-9][A-Za-z0-9-]*(?:{_DOT}|\s\.\s))+{_TLD}(?![\w-])(?:/\S*)?")
+_EMAIL = re.compile(
+    rf"[\w.+-]+\s*(?:@|[\(\[\{{]\s?(?:at|AT|ät|arroba|chiocciola)\s?[\)\]\}}])\s*[\w-]+(?:\s*{_DOT}\s*[\w-]+)+"
+    rf"|[\w.+-]+\s(?:at|AT|arroba|chiocciola|arobase)\s[\w-]+(?:{_DOT}[\w-]+)*(?:\.|\s(?:dot|DOT|punkt|punto|point)\s){_TLD}(?![\w-])"
+)
+_DIGITS = re.compile(r"(?<![\w▯-])(?:\+|00)?\(?\d(?:[ ()./\-‐‑–]{0,2}\d){7,15}(?![\w▯-])")
+_HTML = re.compile(
+    r"<\s*/?\s*(?:a|b|i|u|p|br|div|span|img|font|table|tr|td|html|body|script|style|center|h\d|ul|li|em|strong)\b[^>]*>",
+    re.IGNORECASE,
+)
+_GIF = re.compile(r"\bcid:\S+|\S+\.(?:gif|png|jpe?g|webp|svg)\b", re.IGNORECASE)
+_PLACEHOLDER = re.compile(
+    r"\{\{|\}\}|\{%|%\}|\{#|#\}|\[\[|\]\]|\$\{[^}]*\}|%\([a-z_]+\)s|\{[a-z_.]+\}|<(?:[a-z][a-z0-9_ ]{1,30})>|\[(?:name|order|date|item|tracking|your|insert|order id|customer)[^\]]{0,30}\]"
+    r"|\b(?:None|nan|NaN|undefined|NULL|null|NoneType|XXX+|TODO|TBD|lorem ipsum)\b"
+)
+_ORDER_ID = re.compile(r"(?<![\w-])(?:\d{3}-\d{7}-\d{7}|[A-Z]\d{2}-\d{7}-\d{7}|\d{2}-\d{5}-\d{5})(?![\w-])")
+_DATE = re.compile(
+    r"(?<!\d)(?:\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4}|\d{4}\s?年\s?\d{1,2}\s?月\s?\d{1,2}\s?日|\d{1,2}(?:\.|st|nd|rd|th|er|º)?\s(?:de\s)?[^\W\d]{3,12}\.?,?\s(?:de\s)?\d{4}|[^\W\d]{3,12}\s\d{1,2},\s\d{4})(?!\d)"
+)
+_ATTACHMENT_NAMES = re.compile(r"\.(?:pdf|docx?|txt|jpe?g|png)$", re.IGNORECASE)
+_ATTACHMENT_KINDS = frozenset({"instructions", "warranty", "invoice"})
+_INVISIBLE = {0x00AD, 0x200B, 0x200C, 0x200D, 0x2060, 0x2061, 0x2062, 0x2063, 0x2064, 0xFEFF, 0x180E, 0x034F}
+_EMOJI_RANGES = ((0x1F000, 0x1FAFF), (0x2600, 0x27BF), (0xFE0F, 0xFE0F), (0x2B00, 0x2BFF), (0x1F1E6, 0x1F1FF), (0x20E3, 0x20E3))
+_TEXT_EMOTICON = re.compile(r"(?<![\w:/])(?:[:;=8xX][-^']?[)(DPpOo3*|\\/]{1,2}|<3|\^_\^|\(\^[^)]{1,3}\^\)|T_T|xD|XD)(?![\w/])")
+
+
+@dataclass(frozen=True, slots=True)
+class GuardContext:
+    """What a draft is compared with. ``recipient`` is whom it would go to, ``thread_recipient`` whom it answers."""
+
+    marketplace: str | None
+    language: str | None  # of the buyer's text
+    facts: OrderFacts | None
+    order_ids: tuple[str, ...] = ()  # ids of this message and its thread
+    recipient: str | None = None
+    thread_recipient: str | None = None
+    templates_used: tuple[str, ...] = ()
+    automatic: bool = False  # would leave without a person
+    automatic_in_thread: int = 0
+    critical: bool = False  # the policy may mark its subject [Important]
+    attachments: tuple[Attachment, ...] = ()
+    attachment_kinds: tuple[str, ...] = ()
+    staff: bool = False  # a person wrote or edited it
+    tokens: tuple[str, ...] = ()  # secrets that must never leave
+    known_numbers: tuple[str, ...] = field(default=())
+
+
+def inspect(
+    draft: Draft, context: GuardContext, detect: Callable[[str], str | None] | None = None
+) -> tuple[Draft, tuple[Finding, ...]]:
+    """The draft with what the guard may mend mended, and everything it found.
+
+    ``detect`` tells the language of a text; without it the draft's own word counts.
+    """
+    mended, findings = _mend(draft, context)
+    text = _fold(f"{_subject_of_ours(mended.subject)}\n{mended.body}")
+    masked = _mask(text, context)
+    checks: Sequence[Iterator[Finding]] = (
+        _addresses(masked, context),
+        _words(masked, context),
+        _styling(mended, context),
+        _envelope(mended, text, context),
+        _substance(mended, masked, context, detect),
+    )
+    for check in checks:
+        findings.extend(check)
+    return mended, tuple(sorted(dict.fromkeys(findings), key=lambda f: (int(f.rule[1:]), f.excerpt)))
+
+
+def blocked(findings: Sequence[Finding]) -> bool:
+    """Whether anything found forbids leaving."""
+    return any(f.severity is Severity.BLOCK for f in findings)
+
+
+def held(findings: Sequence[Finding]) -> bool:
+    """Whether a person has to look before it may leave."""
+    return any(f.severity is not Severity.FIX for f in findings)
+
+
+def overridable(finding: Finding) -> bool:
+    """Whether staff may send in spite of this finding: style and content are theirs to judge, safety is not."""
+    return finding.severity is not Severity.BLOCK or finding.rule in _data()["override"]
+
+
+# --------------------------------------------------------------------------- reading the text
+
+
+@cache
+def _data() -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads(resources.files("daemon.steps").joinpath("data/guard.json").read_text("utf-8"))
+    return loaded
+
+
+@cache
+def _pattern(rule: str) -> re.Pattern[str]:
+    """One expression for all words of a rule: whole words where the script has spaces, anywhere where it has none."""
+    parts = []
+    for word in _data()["words"][rule]:
+        spaced = all(ord(c) < 0x2E80 for c in word)
+        parts.append(rf"(?<!\w){word}(?!\w)" if spaced else word)
+    return re.compile("|".join(f"(?:{p})" for p in parts), re.IGNORECASE)
+
+
+@cache
+def _thanks() -> re.Pattern[str]:
+    return re.compile("(?:" + "|".join(_data()["thanks_only"]) + ")", re.IGNORECASE)
+
+
+def _fold(text: str) -> str:
+    """Text as a filter sees through it: NFKC, and no invisible characters."""
+    return "".join(c for c in unicodedata.normalize("NFKC", text) if ord(c) not in _INVISIBLE)
+
+
+def _mask(text: str, context: GuardContext) -> str:
+    """Replace what belongs in the text: known ids and tracking numbers, item titles, dates, amounts."""
+    known = [*context.order_ids, *context.known_numbers]
+    if context.facts is not None:
+        known.append(context.facts.order_id)
+        known.extend(p.tracking for p in context.facts.parcels)
+        known.extend(i.title for i in context.facts.items)
+        known.extend(p.carrier for p in context.facts.parcels)
+    for value in sorted({_fold(k) for k in known if len(k) >= 3}, key=len, reverse=True):
+        text = re.sub(rf"(?<!\w){re.escape(value)}(?!\w)", _MASK, text)
+        if len(value) > 60:  # a template shortens long titles
+            text = re.sub(rf"(?<!\w){re.escape(value[:40])}[^\n]{{0,60}}?…", _MASK, text)
+    return _DATE.sub(_MASK, text)
+
+
+def _subject_of_ours(subject: str) -> str:
+    """The part of a subject that is ours to answer for: a reply repeats the buyer's own."""
+    return "" if re.match(r"re\s*:", subject, re.IGNORECASE) else subject
+
+
+def _found(rule: str, excerpt: str, context: GuardContext) -> Iterator[Finding]:
+    severities = _data()["severity"][rule]
+    severity = severities.get(context.marketplace or "own", severities["*"])
+    if severity != "off":
+        yield Finding(rule, Severity(severity), " ".join(excerpt.split())[:_EXCERPT])
+
+
+# --------------------------------------------------------------------------- rules
+
+
+def _mend(draft: Draft, context: GuardContext) -> tuple[Draft, list[Finding]]:
+    body = re.sub(r"\n[ \t\u3000]*\n(?:[ \t\u3000]*\n)+", "\n\n", draft.body.replace("\r\n", "\n"))
+    if body == draft.body:
+        return draft, []
+    return replace(draft, body=body), list(_found("O10", "empty lines", context))
+
+
+def _addresses(text: str, context: GuardContext) -> Iterator[Finding]:
+    for match in _EMAIL.finditer(text):
+        yield from _found("O2", match.group(), context)
+    without_mail = _EMAIL.sub(_MASK, text)
+    for match in (*_URL.finditer(without_mail), *_BARE_DOMAIN.finditer(_URL.sub(_MASK, without_mail))):
+        if not _is_own_host(match.group(), context.marketplace):
+            yield from _found("O1", match.group(), context)
+    numbers = _URL.sub(_MASK, without_mail)
+    spans: list[tuple[int, int]] = []
+    for match in _DIGITS.finditer(numbers):
+        spans.append(match.span())
+        yield from _found("O3", match.group(), context)
+    for region in _data()["phone_regions"]:
+        for phone in phonenumbers.PhoneNumberMatcher(numbers, region, leniency=phonenumbers.Leniency.VALID):
+            if not any(start < phone.end and phone.start < end for start, end in spans):
+                spans.append((phone.start, phone.end))
+                yield from _found("O3", phone.raw_string, context)
+
+
+def _is_own_host(url: str, marketplace: str | None) -> bool:
+    """An https link, or the plain name, of the marketplace's own site: exactly that host or one below it."""
+    bare = re.sub(r"\s", "", url).lower()
+    if bare.startswith(("http:", "ftp:", "hxxp")):
+        return False
+    host = re.split(r"[/?#]", bare.removeprefix("https://"), maxsplit=1)[0].rstrip(".,;:!)]'\"")
+    if "@" in host or ":" in host:
+        return False
+    return any(host == own or host.endswith(f".{own}") for own in _data()["own_hosts"].get(marketplace or "", ()))
+
+
+def _words(text: str, context: GuardContext) -> Iterator[Finding]:
+    for rule in ("O4", "O5", "O6", "O7", "O8", "O18", "O19"):
+        for match in _pattern(rule).finditer(text):
+            yield from _found(rule, match.group(), context)
+    if context.facts is None or not context.facts.refunded:
+        for match in _pattern("O14").finditer(text):
+            yield from _found("O14", match.group(), context)
+
+
+def _styling(draft: Draft, context: GuardContext) -> Iterator[Finding]:
+    whole = f"{_subject_of_ours(draft.subject)}\n{draft.body}"
+    for character in whole:
+        if any(low <= ord(character) <= high for low, high in _EMOJI_RANGES):
+            yield from _found("O9", f"U+{ord(character):04X}", context)
+    for item in emoji.emoji_list(whole):
+        if item["emoji"] not in "©®™":
+            yield from _found("O9", f"U+{ord(item['emoji'][0]):04X}", context)
+    for pattern in (_HTML, _GIF, _TEXT_EMOTICON):
+        for match in pattern.finditer(whole):
+            yield from _found("O9", match.group(), context)
+    for match in _PLACEHOLDER.finditer(whole):
+        if not _HTML.match(match.group()):
+            yield from _found("O15", match.group(), context)
+
+
+def _envelope(draft: Draft, text: str, context: GuardContext) -> Iterator[Finding]:
+    if re.search(r"\[\s*important\s*\]", _fold(draft.subject), re.IGNORECASE) and not context.critical:
+        yield from _found("O12", "[Important]", context)
+    known = {*context.order_ids, *((context.facts.order_id,) if context.facts else ())}
+    for match in _ORDER_ID.finditer(_fold(f"{draft.subject}\n{text}")):
+        if match.group() not in known:
+            yield from _found("O16", match.group(), context)
+    if context.thread_recipient is not None and (context.recipient or "").lower() != context.thread_recipient.lower():
+        yield from _found("O16", "another recipient than the one it answers", context)
+    for token in context.tokens:
+        if token and token in f"{draft.subject}\n{draft.body}":
+            yield from _found("O16", "a secret of ours", context)
+    total = sum(a.size for a in context.attachments)
+    if total > MAX_ATTACHMENT_BYTES:
+        yield from _found("O11", f"{total} bytes", context)
+    for index, attachment in enumerate(context.attachments):
+        kind = context.attachment_kinds[index] if index < len(context.attachment_kinds) else ""
+        if not _ATTACHMENT_NAMES.search(attachment.name) or kind not in _ATTACHMENT_KINDS:
+            yield from _found("O11", attachment.name, context)
+
+
+def _substance(
+    draft: Draft, masked: str, context: GuardContext, detect: Callable[[str], str | None] | None
+) -> Iterator[Finding]:
+    if not re.search(r"\w", _thanks().sub("", masked).replace(_MASK, "x")):
+        yield from _found("O13", draft.body, context)
+    wanted = reply_language(context.language)
+    written = detect(draft.body) if detect else None
+    if wanted is not None and draft.language != wanted:
+        yield from _found("O17", f"{draft.language} instead of {wanted}", context)
+    elif written is not None and not _same_language(written, wanted or draft.language):
+        yield from _found("O17", f"reads as {written}", context)
+    if draft.template and draft.template in context.templates_used:
+        yield from _found("O20", draft.template, context)
+    if context.automatic and context.automatic_in_thread >= MAX_AUTOMATIC_PER_THREAD:
+        yield from _found("O20", f"{context.automatic_in_thread} replies without a person", context)
+    if len(draft.body) > MAX_REPLY_CHARACTERS:
+        yield from _found("O21", f"{len(draft.body)} characters", context)
+
+
+def _same_language(detected: str, wanted: str) -> bool:
+    """Whether a detected language is the wanted one; a detector that knows no scripts says just zh."""
+    return detected == wanted.partition("-")[0] or reply_language(detected) == wanted
+
+
+def severities() -> Mapping[str, Mapping[str, str]]:
+    """Severity of every rule per marketplace, as the data say (for the documentation)."""
+    table: Mapping[str, Mapping[str, str]] = _data()["severity"]
+    return table
