@@ -178,7 +178,12 @@ class StaffAuth(StrEnum):
 class ApprovalConfig(Section):
     """Approval by reply, per mailbox."""
 
-    approvers: tuple[str, ...] = Field(default=(), description="Names of [[approvers]] who decide for this mailbox, in order.")
+    approvers: tuple[str, ...] = Field(
+        default=(), description="Names of [[approvers]] who decide for this mailbox. All are asked at once; the first word counts."
+    )
+    next_approvers: tuple[str, ...] = Field(
+        default=(), description="Names of [[approvers]] who are asked too when nobody has decided for a while."
+    )
     address: str | None = Field(
         default=None,
         description="Where approvers' replies arrive. Unset: the mailbox's own address. A separate domain is safer.",
@@ -195,7 +200,7 @@ class ApprovalConfig(Section):
     token_hours: float = Field(default=72, gt=0, le=720, description="Life of an approval request in hours.")
     undo_seconds: int = Field(default=90, ge=0, le=3600, description="Wait between OK and sending, in which NO still stops it.")
     remind_after_hours: float = Field(default=4, gt=0, description="Business hours until the first reminder.")
-    next_approver_after_hours: float = Field(default=8, gt=0, description="Business hours until the next approver is asked.")
+    next_approver_after_hours: float = Field(default=8, gt=0, description="Business hours until next_approvers are asked.")
     alarm_before_deadline_hours: float = Field(
         default=4, gt=0, description="Hours before the marketplace deadline for the alarm."
     )
@@ -415,7 +420,7 @@ class Config(Section):
                 raise ValueError(f"{what}: the name {double[0]} is used twice; give each its own")
         known = {a.name for a in self.approvers}
         for mailbox in self.mailboxes:
-            for name in mailbox.approval.approvers:
+            for name in (*mailbox.approval.approvers, *mailbox.approval.next_approvers):
                 if name not in known:
                     raise ValueError(
                         f"mailboxes.{mailbox.name}.approval.approvers: there is no approver {name}; add an [[approvers]] table"

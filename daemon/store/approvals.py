@@ -19,7 +19,7 @@ from sqlalchemy import Connection, Row, insert, select, update
 
 from daemon.errors import PostsaleError
 from daemon.store import drafts, feedback, outbox, settings
-from daemon.store.requests import spend, token_state
+from daemon.store.requests import shown_digest, spend, token_state
 from daemon.store.tables import cases, events
 from daemon.store.tables import outbox as outbox_table
 from daemon.store.transitions import StaleMove, move_case
@@ -135,14 +135,11 @@ def _approve(work: _Work) -> Applied:
     draft = drafts.load(work.connection, work.case.id, work.revision)
     if draft is None:
         raise _Refused("no_draft")
+    shown = draft.mime_sha256
+    if work.what.token_hash is not None:
+        shown = shown_digest(work.connection, work.what.token_hash)
     drafts.decide(
-        work.connection,
-        work.case.id,
-        work.revision,
-        DraftState.APPROVED,
-        actor=work.what.actor,
-        now=work.now,
-        sha256=draft.mime_sha256,
+        work.connection, work.case.id, work.revision, DraftState.APPROVED, actor=work.what.actor, now=work.now, sha256=shown
     )
     not_before = _send(work, draft.recipient, draft.message_id, draft.mime, draft.mime_sha256, draft.template)
     _move(work, CaseState.QUEUED, Effect.APPROVED)
@@ -360,7 +357,7 @@ def _send(
             message_id=message_id,
             mime=mime,
             sha256=sha256,
-            dedupe_key=f"case:{work.case.id}:{revision or work.revision}",
+            dedupe_key=f"reply:{work.case.id}:{revision or work.revision}",
             case_id=work.case.id,
             revision=revision or work.revision,
             not_before=not_before,

@@ -639,6 +639,20 @@ def copied(connection: Connection, delivery_id: int, *, now: datetime) -> None:
     connection.execute(update(outbox).where(outbox.c.id == delivery_id).values(copied_at=now))
 
 
+def forget_notices(connection: Connection, *, before: datetime) -> int:
+    """Drop the bytes of staff notices that were accepted before that moment: they hold tokens. Returns how many."""
+    return connection.execute(
+        update(outbox)
+        .where(
+            outbox.c.kind == DeliveryKind.STAFF_NOTICE.value,
+            outbox.c.state == DeliveryState.SENT.value,
+            outbox.c.mime.is_not(None),
+            outbox.c.updated_at < before,
+        )
+        .values(mime=None)
+    ).rowcount
+
+
 # --------------------------------------------------------------------------- helpers
 
 _COLUMNS = (

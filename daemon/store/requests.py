@@ -6,10 +6,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Connection, and_, exists, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, and_, exists, func, insert, or_, select, update
 
-from daemon.store.tables import approvals, cases
-from daemon.vocab import CaseState
+from daemon.store.tables import approvals, cases, drafts, outbox
+from daemon.vocab import CaseState, DeliveryState, DraftState
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,6 @@ class Request:
     token_hash: str
     case_id: int
     revision: int
-    mime_sha256: str
     approver: str
     approver_address: str
     notice_message_id: str
@@ -36,7 +35,6 @@ _COLUMNS = (
     approvals.c.token_hash,
     approvals.c.case_id,
     approvals.c.revision,
-    approvals.c.mime_sha256,
     approvals.c.approver,
     approvals.c.approver_address,
     approvals.c.notice_message_id,
@@ -51,14 +49,20 @@ _COLUMNS = (
 
 
 def open_requests(connection: Connection, requests: Sequence[Request], *, now: datetime) -> None:
-    """Store requests, in the transaction that puts their notices into the outbox."""
+    """Store requests, in the transaction that puts their notices into the outbox.
+
+    Each is bound to the digest of the bytes that its revision would send.
+    """
     for request in requests:
+        shown = connection.execute(
+            select(drafts.c.mime_sha256).where(drafts.c.case_id == request.case_id, drafts.c.revision == request.revision)
+        ).scalar_one_or_none()
         connection.execute(
             insert(approvals).values(
                 token_hash=request.token_hash,
                 case_id=request.case_id,
                 revision=request.revision,
-                mime_sha256=request.mime_sha256,
+                mime_sha256=shown or "",
                 approver=request.approver,
                 approver_address=request.approver_address,
                 notice_message_id=request.notice_message_id,
@@ -154,6 +158,14 @@ def spend(
     return None
 
 
+def shown_digest(connection: Connection, token_hash: str) -> str:
+    """The SHA-256 of the bytes that the token's holder was shown, "" when there were none."""
+    found: str | None = connection.execute(
+        select(approvals.c.mime_sha256).where(approvals.c.token_hash == token_hash)
+    ).scalar_one_or_none()
+    return found or ""
+
+
 def token_state(connection: Connection, token_hash: str, *, now: datetime) -> str | None:
     """Why a token cannot be used: unknown_token, replaced, token_used, expired; None when it can."""
     row = connection.execute(
@@ -182,40 +194,173 @@ def revoke(connection: Connection, case_id: int, *, now: datetime, before_revisi
 
 # --------------------------------------------------------------------------- what waits
 
+#: Purposes of requests that ride on an answer and ask nothing by themselves.
+ANSWER = "answer"
+#: States in which somebody may still hold a usable token.
+STILL_WAITING = (CaseState.AWAITING_APPROVAL.value, CaseState.HUMAN.value, CaseState.UNCERTAIN.value, CaseState.QUEUED.value)
 
-def unasked(connection: Connection, mailbox: str, *, limit: int = 500) -> list[tuple[int, int]]:
-    """(case, revision) of drafts and of cases for a person about which nobody has been asked yet, oldest deadline first."""
-    asked = exists().where(approvals.c.case_id == cases.c.id, approvals.c.revision == cases.c.revision)
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A case that wants a person, as far as asking has to know it."""
+
+    case_id: int
+    mailbox: str
+    state: CaseState
+    reason: str
+    revision: int
+    deadline_at: datetime | None
+    updated_at: datetime
+
+
+_WAITING_COLUMNS = (
+    cases.c.id,
+    cases.c.mailbox,
+    cases.c.state,
+    cases.c.reason,
+    cases.c.revision,
+    cases.c.deadline_at,
+    cases.c.updated_at,
+)
+
+
+def _waiting(connection: Connection, *where: object, limit: int) -> list[Waiting]:
     rows = connection.execute(
-        select(cases.c.id, cases.c.revision)
-        .where(
-            cases.c.mailbox == mailbox,
-            or_(
-                and_(cases.c.state == CaseState.AWAITING_APPROVAL.value, cases.c.hold_until.is_(None)),
-                and_(cases.c.state == CaseState.HUMAN.value, cases.c.owner.is_(None)),
-            ),
-            ~asked,
-        )
-        .order_by(cases.c.deadline_at, cases.c.id)
+        select(*_WAITING_COLUMNS)
+        .where(*where)  # type: ignore[arg-type]
+        .order_by(cases.c.deadline_at.is_(None), cases.c.deadline_at, cases.c.id)
         .limit(limit)
     )
-    return [(row.id, row.revision) for row in rows]
+    return [Waiting(r[0], r[1], CaseState(r[2]), r[3] or "", *r[4:]) for r in rows]
 
 
-def orphaned(connection: Connection, mailbox: str, *, limit: int = 200) -> list[int]:
-    """Cases that no longer wait although somebody still holds an unused token for them."""
-    waiting = [CaseState.AWAITING_APPROVAL.value, CaseState.HUMAN.value, CaseState.UNCERTAIN.value, CaseState.QUEUED.value]
-    rows = connection.execute(
-        select(cases.c.id)
-        .join(approvals, approvals.c.case_id == cases.c.id)
-        .where(
-            cases.c.mailbox == mailbox,
+def undecided(connection: Connection, mailbox: str, *, limit: int = 500) -> list[Waiting]:
+    """Every pending draft of a mailbox that is not on hold, the nearest deadline first."""
+    return _waiting(
+        connection,
+        cases.c.mailbox == mailbox,
+        cases.c.state == CaseState.AWAITING_APPROVAL.value,
+        cases.c.hold_until.is_(None),
+        _has_pending_draft(),
+        limit=limit,
+    )
+
+
+def unasked(connection: Connection, mailbox: str, *, limit: int = 500) -> list[Waiting]:
+    """Pending drafts about which nobody has been asked yet, the nearest deadline first."""
+    return _waiting(
+        connection,
+        cases.c.mailbox == mailbox,
+        cases.c.state == CaseState.AWAITING_APPROVAL.value,
+        cases.c.hold_until.is_(None),
+        _has_pending_draft(),
+        ~exists().where(
+            approvals.c.case_id == cases.c.id, approvals.c.revision == cases.c.revision, approvals.c.purpose != ANSWER
+        ),
+        limit=limit,
+    )
+
+
+def _has_pending_draft() -> ColumnElement[bool]:
+    return exists().where(
+        drafts.c.case_id == cases.c.id, drafts.c.revision == cases.c.revision, drafts.c.state == DraftState.PENDING.value
+    )
+
+
+def unasked_people(connection: Connection, *, limit: int = 200) -> list[Waiting]:
+    """Cases that came to need a person after anybody was last asked about them as such."""
+    return _waiting(
+        connection,
+        cases.c.state == CaseState.HUMAN.value,
+        cases.c.owner.is_(None),
+        ~exists().where(
+            approvals.c.case_id == cases.c.id, approvals.c.purpose == "human", approvals.c.created_at >= cases.c.updated_at
+        ),
+        limit=limit,
+    )
+
+
+def unasked_uncertain(connection: Connection, *, limit: int = 200) -> list[Waiting]:
+    """Cases whose reply is of unknown fate, with the search for evidence over and nobody asked yet."""
+    return _waiting(
+        connection,
+        cases.c.state == CaseState.UNCERTAIN.value,
+        exists().where(outbox.c.case_id == cases.c.id, outbox.c.state == DeliveryState.NEEDS_HUMAN.value),
+        ~exists().where(
+            approvals.c.case_id == cases.c.id, approvals.c.purpose == "uncertain", approvals.c.created_at >= cases.c.updated_at
+        ),
+        limit=limit,
+    )
+
+
+def due(connection: Connection, *, now: datetime, limit: int = 200) -> list[Waiting]:
+    """Cases whose next reminder, alarm or expiry has come."""
+    return _waiting(
+        connection,
+        or_(
+            cases.c.state == CaseState.AWAITING_APPROVAL.value,
+            and_(cases.c.state == CaseState.HUMAN.value, cases.c.owner.is_(None)),
+        ),
+        cases.c.hold_until.is_(None),
+        cases.c.due_at <= now,
+        limit=limit,
+    )
+
+
+def hold_over(connection: Connection, *, now: datetime, limit: int = 200) -> list[Waiting]:
+    """Cases whose hold has ended."""
+    return _waiting(
+        connection, cases.c.state == CaseState.AWAITING_APPROVAL.value, cases.c.hold_until <= now, limit=limit
+    )
+
+
+def vetoed(connection: Connection, *, limit: int = 200) -> list[Waiting]:
+    """Cases whose approved reply was stopped in time and which need a new revision to be decided."""
+    return _waiting(
+        connection,
+        cases.c.state == CaseState.AWAITING_APPROVAL.value,
+        cases.c.hold_until.is_(None),
+        exists().where(
+            drafts.c.case_id == cases.c.id, drafts.c.revision == cases.c.revision, drafts.c.state == DraftState.HELD.value
+        ),
+        limit=limit,
+    )
+
+
+def orphaned(connection: Connection, *, limit: int = 200) -> list[Waiting]:
+    """Cases that no longer wait, or not for that revision, although somebody still holds an unused token for them."""
+    return _waiting(
+        connection,
+        exists().where(
+            approvals.c.case_id == cases.c.id,
             approvals.c.used_at.is_(None),
             approvals.c.revoked_at.is_(None),
-            or_(cases.c.state.not_in(waiting), approvals.c.revision < cases.c.revision),
-        )
-        .distinct()
-        .order_by(cases.c.id)
-        .limit(limit)
+            or_(cases.c.state.not_in(STILL_WAITING), approvals.c.revision < cases.c.revision),
+        ),
+        limit=limit,
     )
-    return [row.id for row in rows]
+
+
+def next_due(connection: Connection) -> datetime | None:
+    """When the next reminder, alarm, expiry or end of a hold comes."""
+    waiting = cases.c.state.in_([CaseState.AWAITING_APPROVAL.value, CaseState.HUMAN.value])
+    moments = connection.execute(select(func.min(cases.c.due_at), func.min(cases.c.hold_until)).where(waiting)).one()
+    return min((m for m in moments if m is not None), default=None)
+
+
+def set_due(connection: Connection, case_id: int, due_at: datetime | None) -> None:
+    """When a waiting case is looked at again."""
+    connection.execute(update(cases).where(cases.c.id == case_id).values(due_at=due_at))
+
+
+def end_hold(connection: Connection, case_id: int, *, now: datetime) -> None:
+    """The hold of a case is over."""
+    connection.execute(
+        update(cases).where(cases.c.id == case_id).values(hold_until=None, reason="hold_over", due_at=None, updated_at=now)
+    )
+
+
+def stands(connection: Connection, case_id: int, state: CaseState, revision: int) -> bool:
+    """Whether a case is still in that state with that newest revision."""
+    row = connection.execute(select(cases.c.state, cases.c.revision).where(cases.c.id == case_id)).one_or_none()
+    return row is not None and row.state == state.value and row.revision == revision
