@@ -179,7 +179,8 @@ class ApprovalConfig(Section):
     """Approval by reply, per mailbox."""
 
     approvers: tuple[str, ...] = Field(
-        default=(), description="Names of [[approvers]] who decide for this mailbox. All are asked at once; the first word counts."
+        default=(),
+        description="Names of [[approvers]] who decide for this mailbox. All are asked at once; the first word counts.",
     )
     next_approvers: tuple[str, ...] = Field(
         default=(), description="Names of [[approvers]] who are asked too when nobody has decided for a while."

@@ -456,4 +456,6 @@ def _tell_of_stop(desk: Desk, connection: Connection, reply: _Reply, done: Seque
         to = staff.ticket(desk, mailbox)
         rendered = desk.staff.render("stopped", desk.reader(approver), reply.now, by=reply.approver.name)
         plain = staff.Ticket(to.token, to.message_id, staff.approval_address(mailbox))
-        staff.post(desk, connection, mailbox, approver, rendered, to=plain, dedupe_key=f"stopped:{to.message_id}", now=reply.now)
+        staff.post(
+            desk, connection, mailbox, approver, rendered, to=plain, dedupe_key=f"stopped:{to.message_id}", now=reply.now
+        )

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 from sqlalchemy import Connection
 
@@ -185,7 +186,8 @@ class Approvals:
     def _ask_one(self, connection: Connection, case: Waiting, now: datetime) -> int:
         if not _still(connection, case):
             return 0
-        purpose, values = "request", {}
+        purpose = "request"
+        values: dict[str, Any] = {}
         draft = drafts.load(connection, case.case_id, case.revision)
         if case.reason == "asked_again" and draft is not None:
             serious = any(f.get("severity") != Severity.FIX.value for f in draft.findings or ())
@@ -403,6 +405,4 @@ def _still(connection: Connection, case: Waiting) -> bool:
 def _to_person(connection: Connection, case: Waiting, reason: str, now: datetime) -> None:
     if _still(connection, case):
         drafts.supersede(connection, case.case_id, now=now)
-        move_case(
-            connection, case.case_id, CaseState.AWAITING_APPROVAL, CaseState.HUMAN, reason=reason, actor=ACTOR, now=now
-        )
+        move_case(connection, case.case_id, CaseState.AWAITING_APPROVAL, CaseState.HUMAN, reason=reason, actor=ACTOR, now=now)

@@ -309,9 +309,7 @@ def due(connection: Connection, *, now: datetime, limit: int = 200) -> list[Wait
 
 def hold_over(connection: Connection, *, now: datetime, limit: int = 200) -> list[Waiting]:
     """Cases whose hold has ended."""
-    return _waiting(
-        connection, cases.c.state == CaseState.AWAITING_APPROVAL.value, cases.c.hold_until <= now, limit=limit
-    )
+    return _waiting(connection, cases.c.state == CaseState.AWAITING_APPROVAL.value, cases.c.hold_until <= now, limit=limit)
 
 
 def vetoed(connection: Connection, *, limit: int = 200) -> list[Waiting]:
