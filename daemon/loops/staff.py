@@ -94,6 +94,11 @@ def approval_address(mailbox: MailboxConfig) -> str:
     return mailbox.approval.address or mailbox.address
 
 
+def id_domain(mailbox: MailboxConfig) -> str:
+    """The domain of the Message-IDs of a mailbox's mail, by which answers to it are recognised."""
+    return mailbox.address.rpartition("@")[2]
+
+
 def verbs_for(state: CaseState) -> tuple[str, ...]:
     """The commands that fit a case in that state, as a notice lists them."""
     return tuple(v.value for v in VERBS.get(state, ()))
@@ -117,12 +122,12 @@ def ticket(desk: Desk, mailbox: MailboxConfig) -> Ticket:
     token = tokens.new_token()
     address = approval_address(mailbox)
     reply_to = tokens.reply_address(address, token) if mailbox.approval.plus_addressing else address
-    return Ticket(token, tokens.notice_message_id(desk.key, token, address.rpartition("@")[2]), reply_to)
+    return Ticket(token, tokens.notice_message_id(desk.key, token, id_domain(mailbox)), reply_to)
 
 
 def thread_id(desk: Desk, mailbox: MailboxConfig, case_id: int, approver: ApproverConfig) -> str:
     """The Message-ID that all notices about a case to one approver refer to."""
-    return tokens.thread_message_id(desk.key, case_id, approver.name, approval_address(mailbox).rpartition("@")[2])
+    return tokens.thread_message_id(desk.key, case_id, approver.name, id_domain(mailbox))
 
 
 def expiry(mailbox: MailboxConfig, now: datetime) -> datetime:
