@@ -16,7 +16,7 @@ from sqlalchemy import Connection, insert, select
 
 from daemon.clock import FixedClock
 from daemon.config import ApprovalConfig, ApproverConfig, Config, MailboxConfig, StaffAuth
-from daemon.loops import commands, staff
+from daemon.loops import commands
 from daemon.loops.staff import Desk, Revision
 from daemon.loops.upkeep import Approvals
 from daemon.steps import authentication, marketplace, parse
