@@ -34,6 +34,17 @@ def reply_language(code: str | None) -> str | None:
     return "zh-Hant" if any(p.lower() in _TRADITIONAL_REGIONS for p in parts[1:]) else "zh-Hans"
 
 
-def locale(language: str) -> Locale:
-    """The babel locale whose date and money formats a reader of that language expects."""
-    return Locale.parse(language, sep="-")
+#: Sites whose readers write dates otherwise than the language's common form; English without one is British.
+_REGIONS = {
+    "amazon.com": "US", "walmart.com": "US", "ebay.com": "US", "amazon.ca": "CA", "amazon.com.au": "AU", "ebay.com.au": "AU",
+    "amazon.com.mx": "MX", "amazon.at": "AT", "amazon.in": "IN",
+}  # fmt: skip
+_SPOKEN_IN = {"en": {"US", "CA", "AU", "IN", "GB"}, "es": {"MX"}, "de": {"AT"}}
+
+
+def locale(language: str, site: str | None = None) -> Locale:
+    """The babel locale whose date and money formats a reader of that language on that site expects."""
+    region = _REGIONS.get(site or "", "GB" if language == "en" else "")
+    if region in _SPOKEN_IN.get(language, ()):
+        return Locale.parse(f"{language}_{region}")
+    return Locale.parse("en_GB" if language == "en" else language.replace("-", "_"))

@@ -116,6 +116,7 @@ class ReplyValues:
     shop: ReplyShop
     answer: ReplyAnswer
     marketplace: str | None
+    site: str | None = None
 
     def get(self, dotted: str) -> Any:
         """The value of a declared name, as in ``order.tracking``."""
@@ -150,9 +151,11 @@ def reply_values(
     photo_days: int,
     return_until: date | None,
     warranty_until: date | None,
+    site: str | None = None,
 ) -> ReplyValues:
     """The values for one reply. Pass ``facts`` only when the writer may be told about that order."""
     today = now.date()
+    site = facts.site if facts else site
     order = ReplyOrder() if facts is None else _reply_order(facts, language, return_until, warranty_until)
     return ReplyValues(
         order=order,
@@ -160,6 +163,7 @@ def reply_values(
         shop=ReplyShop(one_line(shop_name, 80) or None),
         answer=ReplyAnswer(today, _workday(today, answer_days), today + timedelta(days=photo_days)),
         marketplace=marketplace,
+        site=site,
     )
 
 
@@ -209,15 +213,15 @@ def _reply_order(facts: OrderFacts, language: str, until: date | None, warranty:
         delivered_on=latest.delivered_on,
         return_until=until,
         warranty_until=warranty,
-        total=_money(facts.value, facts.currency, language),
-        refunded=_money(facts.refunded, facts.currency, language),
+        total=_money(facts, facts.value, language),
+        refunded=_money(facts, facts.refunded, language),
     )
 
 
-def _money(amount: Decimal | None, currency: str | None, language: str) -> str | None:
-    if not amount or not currency:
+def _money(facts: OrderFacts, amount: Decimal | None, language: str) -> str | None:
+    if not amount or not facts.currency:
         return None
-    return str(format_currency(amount, currency, locale=locale(language)))
+    return str(format_currency(amount, facts.currency, locale=locale(language, facts.site)))
 
 
 def _workday(start: date, days: int) -> date:
@@ -342,7 +346,7 @@ class Renderer:
             compiled = self.env.get_template(name)
             text = compiled.render(
                 order=values.order, buyer=values.buyer, shop=values.shop, answer=values.answer, marketplace=values.marketplace,
-                language=language,
+                language=language, site=values.site,
             )  # fmt: skip
         except TemplateNotFound as error:
             raise NeedsHuman(f"missing_template:{error.name}") from error
@@ -400,16 +404,16 @@ def tidy(text: str) -> str:
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip() + "\n"
 
 
-def day(value: date, language: str) -> str:
-    """A date as readers of that language write it in a letter."""
-    return str(format_date(value, "long", locale=locale(language)))
+def day(value: date, language: str, site: str | None = None) -> str:
+    """A date as readers of that language on that site write it in a letter."""
+    return str(format_date(value, "long", locale=locale(language, site)))
 
 
 @pass_context
 def _day_filter(context: Context, value: Any) -> str:
     if not isinstance(value, date):
         raise TemplateError("day needs a date that is there: test it with {% if … %} first")
-    return day(value, context["language"])
+    return day(value, context["language"], context["site"])
 
 
 def _declaration(source: str) -> Declaration:
@@ -489,7 +493,12 @@ def _used(tree: nodes.Template) -> Iterator[tuple[str, int]]:
         if dotted and dotted.partition(".")[0] not in own and dotted.partition(".")[0] != "loop":
             yield dotted, attribute.lineno
     for name in tree.find_all(nodes.Name):
-        if name.ctx == "load" and id(name) not in inner and name.name not in own and name.name not in ("loop", "language"):
+        if (
+            name.ctx == "load"
+            and id(name) not in inner
+            and name.name not in own
+            and name.name not in ("loop", "language", "site")
+        ):
             yield name.name, name.lineno
 
 

@@ -95,7 +95,7 @@ def merge(rows: Iterable[Row], now: datetime, stale_after: timedelta) -> OrderFa
         order_id=str(ordered[-1]["order_id"]),
         shop=str(ordered[-1]["shop"]),
         state=state,
-        fulfilment=_fulfilment(newest),
+        fulfilment=_fulfilment(newest, str(ordered[-1]["shop"])),
         as_of=as_of,
         source=source,
         site=_last(newest, "site"),
@@ -291,11 +291,15 @@ def _value(rows: Sequence[Row]) -> Decimal | None:
     return max(per_report.values()) if per_report else None
 
 
-def _fulfilment(rows: Sequence[Row]) -> Fulfilment:
+def _fulfilment(rows: Sequence[Row], shop: str) -> Fulfilment:
+    """Who ships and serves; Amazon's multi-channel parcels for other shops are the seller's to answer for."""
     said = {Fulfilment(str(r["fulfilment"])) for r in rows if r.get("fulfilment")} - {Fulfilment.UNKNOWN}
     if said == {Fulfilment.SFP, Fulfilment.FBM}:
         return Fulfilment.SFP
-    return said.pop() if len(said) == 1 else Fulfilment.UNKNOWN
+    if len(said) != 1:
+        return Fulfilment.UNKNOWN
+    one = said.pop()
+    return Fulfilment.OWN if shop != "amazon" and one in (Fulfilment.FBA, Fulfilment.SFP) else one
 
 
 def _worst_disposition(rows: Sequence[Row]) -> str | None:
