@@ -81,7 +81,10 @@ def coverage(config: ConfigOption = None, as_json: JsonOption = False) -> None:
         say(" ".join([row["situation"].ljust(width), *(v.ljust(7) for v in (*languages, *channels))]).rstrip())
     for lang in REPLY_LANGUAGES:
         lacks = [r["situation"] for r in rows if lang not in r["languages"]]
-        say(f"{lang}: {len(rows) - len(lacks)} of {len(rows)}" + (f", without {', '.join(lacks[:5])}{' …' if len(lacks) > 5 else ''}" if lacks else ""))
+        say(
+            f"{lang}: {len(rows) - len(lacks)} of {len(rows)}"
+            + (f", without {', '.join(lacks[:5])}{' …' if len(lacks) > 5 else ''}" if lacks else "")
+        )
 
 
 def coverage_rows(opened: OpenPlaybook) -> list[dict[str, Any]]:
