@@ -37,8 +37,10 @@ Progress = Callable[[str, float], None]
 Floats = NDArray[np.float64]
 
 #: Weight of each block after it was brought to length 1.
-BLOCK_WEIGHTS = {"words": 1.0, "chars": 1.0, "subject_words": 0.4, "subject_chars": 0.4, "cues": 0.6}
-REGULARISATION = 0.5
+BLOCK_WEIGHTS = {"words": 1.0, "chars": 1.0, "subject_words": 0.4, "subject_chars": 0.4, "cues": 0.5}
+REGULARISATION = 1.0
+#: Share of the machines that know only top labels in the score of a class.
+TOP_SHARE = 0.7
 #: From this many messages on, a term must occur in two of them.
 RARE_TERMS_BELOW = 2000
 #: Labels answered by few out-of-fold messages get no threshold: nothing can be promised of them.
@@ -213,7 +215,23 @@ def example_weights(examples: Sequence[Example]) -> Floats:
 def fit_linear(
     matrix: sp.csr_matrix, labels: NDArray[np.str_], classes: Sequence[str], weights: Floats
 ) -> tuple[Floats, Floats]:
-    """Coefficients and intercepts of all classes; a class without a message gets a score nothing can lift."""
+    """Coefficients and intercepts of all classes: those of the class, and a share of those of its top label."""
+    coef, intercept = _machines(matrix, labels, classes, weights)
+    tops = [c.partition("/")[0] for c in classes]
+    if tops != list(classes):
+        names = sorted(set(tops))
+        whole = np.array([label.partition("/")[0] for label in labels])
+        top_coef, top_intercept = _machines(matrix, whole, names, np.ones(len(labels)))
+        owner = [names.index(top) for top in tops]
+        coef = coef + TOP_SHARE * top_coef[owner]
+        intercept = intercept + TOP_SHARE * top_intercept[owner]
+    return coef, intercept
+
+
+def _machines(
+    matrix: sp.csr_matrix, labels: NDArray[np.str_], classes: Sequence[str], weights: Floats
+) -> tuple[Floats, Floats]:
+    """One machine against the rest per class; a class without a message gets a score that nothing lifts."""
     machine = LinearSVC(C=REGULARISATION, random_state=0)
     machine.fit(matrix, labels, sample_weight=weights)
     coef, intercept = machine.coef_, machine.intercept_
