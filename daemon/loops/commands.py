@@ -18,6 +18,7 @@ from sqlalchemy import Connection, func, select
 from daemon import log as logging
 from daemon.clock import Clock
 from daemon.config import ApproverConfig, MailboxConfig, StaffAuth
+from daemon.edges.dkim import Signature
 from daemon.errors import NeedsHuman
 from daemon.loops import staff, views
 from daemon.loops.staff import Desk, Revision
@@ -42,8 +43,8 @@ LOOKUPS = 20
 #: Headers beside To and Cc that a server may keep the plus-address in.
 _DELIVERED = ("delivered-to", "x-original-to", "envelope-to", "x-delivered-to", "x-envelope-to")
 
-#: Finds the aligned domain of a valid DKIM signature in raw bytes, None when there is none.
-DkimCheck = Callable[[bytes], Awaitable[str | None]]
+#: Finds the valid DKIM signatures in raw bytes.
+DkimCheck = Callable[[bytes], Awaitable[Sequence[Signature]]]
 #: Whether the guard leaves a finding to staff.
 Overridable = Callable[[Any], bool]
 
@@ -85,12 +86,12 @@ async def carry_out(
     """
     now = clock.now()
     mailbox = desk.mailbox(case.mailbox)
-    verdict = await _judge(desk, mailbox, case, reading, dkim)
+    verdict, signed = await _judge(desk, mailbox, case, reading, dkim)
     approver = _approver(desk, reading)
     if not verdict.accepted or approver is None:
         await _ignore(desk, case, worker, f"{verdict.gate.lower()}_{verdict.reason}", now)
         return
-    reply = _read(desk, case, reading, approver, verdict.proof, worker, now)
+    reply = _read(desk, case, reading, approver, verdict.proof, signed, worker, now)
     understood = await desk.database.read(lambda c: _understand(desk, c, reply))
     if not understood.requests and isinstance(understood.said, Misread) and not _is_reply(reply):
         await _ignore(desk, case, worker, "approver_without_command", now)
@@ -102,7 +103,10 @@ async def carry_out(
 # --------------------------------------------------------------------------- the gates
 
 
-async def _judge(desk: Desk, mailbox: MailboxConfig, case: Claimed, reading: Reading, dkim: DkimCheck) -> Judgement:
+async def _judge(
+    desk: Desk, mailbox: MailboxConfig, case: Claimed, reading: Reading, dkim: DkimCheck
+) -> tuple[Judgement, frozenset[str] | None]:
+    """The gates' word, and the header fields that prove nothing unless signed (None: a server vouched for the whole)."""
     methods = frozenset(m.value for m in mailbox.approval.staff_auth)
     # One shop's approvers may answer at another shop's address: whose word counts is decided with the request.
     listed = frozenset(a.address for a in desk.config.approvers)
@@ -120,9 +124,13 @@ async def _judge(desk: Desk, mailbox: MailboxConfig, case: Claimed, reading: Rea
         )
 
     verdict = judge(None)
-    if verdict.gate == "G3" and StaffAuth.DKIM.value in methods:
-        verdict = judge(await dkim(case.raw))
-    return verdict
+    if StaffAuth.DKIM.value not in methods or not (verdict.gate == "G3" or verdict.proof == StaffAuth.TOKEN_ONLY.value):
+        return verdict, None
+    for signature in await dkim(case.raw):
+        signed = judge(signature.domain)
+        if signed.accepted and signed.proof.startswith("dkim="):
+            return signed, signature.fields
+    return verdict, None
 
 
 def _approver(desk: Desk, reading: Reading) -> ApproverConfig | None:
@@ -143,14 +151,25 @@ async def _ignore(desk: Desk, case: Claimed, worker: str, reason: str, now: date
 
 
 def _read(
-    desk: Desk, case: Claimed, reading: Reading, approver: ApproverConfig, proof: str, worker: str, now: datetime
+    desk: Desk,
+    case: Claimed,
+    reading: Reading,
+    approver: ApproverConfig,
+    proof: str,
+    signed: frozenset[str] | None,
+    worker: str,
+    now: datetime,
 ) -> _Reply:
     mail = reading.mail
-    addresses = [a.addr for a in (*mail.to, *mail.cc)]
-    addresses += [value.strip(" <>") for name in _DELIVERED for value in mail.header_all(name)]
+    addresses = [a.addr for a in mail.to]
+    if signed is None:
+        addresses += [a.addr for a in mail.cc]
+        addresses += [value.strip(" <>") for name in _DELIVERED for value in mail.header_all(name)]
     found = dict.fromkeys(t for t in map(tokens.token_of, addresses) if t)
     hashes = [h for t in list(found)[:LOOKUPS] for h in (tokens.token_hash(desk.key, t), tokens.token_hash(desk.key, t, 1))]
-    notice_ids = tuple(dict.fromkeys((*mail.in_reply_to, *reversed(mail.references))))[:LOOKUPS]
+    named = [*mail.in_reply_to] if signed is None or "in-reply-to" in signed else []
+    named += reversed(mail.references) if signed is None or "references" in signed else ()
+    notice_ids = tuple(dict.fromkeys(named))[:LOOKUPS]
     text = own_words(mail.text, strip_signature=False).text
     return _Reply(case, reading, approver, proof, tuple(hashes), notice_ids, text, worker, now)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import email
 import hashlib
 import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from email.message import EmailMessage
@@ -16,6 +17,7 @@ from sqlalchemy import Connection, insert, select
 
 from daemon.clock import FixedClock
 from daemon.config import ApprovalConfig, ApproverConfig, Config, MailboxConfig, StaffAuth
+from daemon.edges.dkim import Signature, signatures
 from daemon.loops import commands
 from daemon.loops.staff import Desk, Revision
 from daemon.loops.upkeep import Approvals
@@ -70,7 +72,7 @@ class Office:
     clock: FixedClock
     config: Config = field(default_factory=config)
     findings: tuple[Finding, ...] = ()
-    dkim_domain: str | None = None
+    dkim_lookup: Callable[[bytes], bytes | None] = lambda name: None
     _uids: Any = field(default_factory=lambda: itertools.count(1_000_000))
 
     def __post_init__(self) -> None:
@@ -197,8 +199,8 @@ class Office:
             )
         return await self.case(case_id)
 
-    async def _dkim(self, raw: bytes) -> str | None:
-        return self.dkim_domain
+    async def _dkim(self, raw: bytes) -> Sequence[Signature]:
+        return await signatures(raw, lookup=self.dkim_lookup)
 
 
 def text_of(message: EmailMessage) -> str:

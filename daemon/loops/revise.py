@@ -1,0 +1,135 @@
+"""A person's own text becomes the next revision of a reply: addressed, guarded, frozen like any other draft."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from daemon.clock import Clock
+from daemon.config import Config
+from daemon.errors import NeedsHuman
+from daemon.loops import views
+from daemon.loops.staff import Revision
+from daemon.steps import draft as drafting
+from daemon.steps import guard
+from daemon.steps.enrich import facts_from_dict
+from daemon.steps.language import detect
+from daemon.store import cases, drafts
+from daemon.store.db import Database
+from daemon.store.drafts import NewDraft
+from daemon.vocab import Address, DeliveryKind, Draft, OrderFacts, Reading
+
+#: Reads a stored message again in a worker: mailbox name and raw bytes in, Reading out.
+Reread = Callable[[str, bytes], Awaitable[Reading]]
+
+_TOKEN = re.compile(r"\bok-[a-z2-7]{26}\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Revise:
+    """Makes revisions. ``key`` makes their Message-IDs, as it does for drafts of the playbook."""
+
+    database: Database
+    config: Config
+    key: bytes
+    clock: Clock
+    reread: Reread
+
+    async def __call__(self, case_id: int, text: str, *, author: str) -> Revision:
+        """The next revision of a case's reply with ``text`` as its body.
+
+        Raises NeedsHuman: ``raw_mail_gone`` when retention has removed the
+        message, ``no_safe_address`` when there is nobody to answer to,
+        ``token_in_text`` or ``not_freezable`` when the text cannot leave.
+        """
+        row, record, outcome = await self.database.read(lambda c: views.load(c, case_id))
+        raw = await self.database.read(lambda c: cases.load_raw(c, case_id))
+        newest = await self.database.read(lambda c: drafts.load(c, case_id))
+        if raw is None:
+            raise NeedsHuman("raw_mail_gone")
+        if _TOKEN.search(text):
+            raise NeedsHuman("token_in_text")
+        reading = await self.reread(row.mailbox, raw)
+        recipient = reading.envelope.reply_to
+        if recipient is None or (newest is not None and newest.recipient != recipient.addr):
+            raise NeedsHuman("no_safe_address")
+        facts = _facts(outcome)
+        order_id = facts.order_id if facts is not None else row.order_id
+        written = Draft(
+            subject=newest.subject if newest is not None else drafting.reply_subject(reading.mail.subject, order_id),
+            body=drafting.tidy(text),
+            language=detect(text) or reading.language or row.language or "en",
+            template="",
+        )
+        context = guard.GuardContext(
+            marketplace=reading.envelope.marketplace,
+            language=reading.language,
+            facts=facts,
+            order_ids=tuple(record.get("order_ids") or ()),
+            recipient=recipient.addr,
+            thread_recipient=recipient.addr,
+            staff=True,
+        )
+        mended, findings = guard.inspect(written, context, detect)
+        revision = row.revision + 1
+        frozen = self._freeze(case_id, revision, row.mailbox, mended, recipient, reading, author, newest)
+        noted = [{"rule": f.rule, "severity": f.severity.value, "excerpt": f.excerpt} for f in findings]
+        return Revision(replace(frozen, findings=noted), findings)
+
+    def _freeze(
+        self,
+        case_id: int,
+        revision: int,
+        mailbox_name: str,
+        written: Draft,
+        recipient: Address,
+        reading: Reading,
+        author: str,
+        newest: Any,
+    ) -> NewDraft:
+        mailbox = self.config.mailbox(mailbox_name)
+        mail = reading.mail
+        message_id = drafting.message_id(
+            self.key,
+            mailbox=mailbox.name,
+            case_id=case_id,
+            kind=DeliveryKind.BUYER_REPLY,
+            revision=revision,
+            domain=mailbox.address.rpartition("@")[2],
+        )
+        try:
+            frozen = drafting.freeze(
+                written,
+                sender=Address(mailbox.display_name or mailbox.shop_name, mailbox.address),
+                recipient=recipient,
+                message_id=message_id,
+                in_reply_to=mail.message_id,
+                references=mail.references or mail.in_reply_to,
+                now=self.clock.now(),
+                automatic=False,
+                quote=drafting.quotable(reading.writing.text),
+            )
+        except ValueError as error:
+            raise NeedsHuman("not_freezable", str(error)) from error
+        return NewDraft(
+            case_id=case_id,
+            revision=revision,
+            subject=written.subject,
+            body=written.body,
+            language=written.language,
+            template=None,
+            policy=None,
+            author=author,
+            recipient=recipient.addr,
+            message_id=frozen.message_id,
+            mime=frozen.mime,
+            sha256=frozen.sha256,
+            order_state=newest.order_state if newest is not None else None,
+        )
+
+
+def _facts(outcome: Mapping[str, Any]) -> OrderFacts | None:
+    kept = outcome.get("facts")
+    return facts_from_dict(kept) if kept else None
