@@ -10,6 +10,11 @@ SQLite runs in WAL with synchronous=FULL and BEGIN IMMEDIATE. Every writing
 process holds a lock file for the length of its transaction and checkpoint,
 because SQLite before 3.51.3 can corrupt a database when one connection resets
 the WAL while another writes (sqlite.org/wal.html#walresetbug).
+
+A failure is Transient when the database or the way to it failed: disk full, a
+lock held too long, a link that died. A link that dies during COMMIT leaves it
+open whether the group was committed; callers look their keys up before they
+repeat anything, which every function of the store does by itself.
 """
 
 from __future__ import annotations
@@ -19,16 +24,17 @@ import fcntl
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.pool import QueuePool
 
 from daemon.errors import Transient
@@ -70,6 +76,7 @@ class Database:
         self._writer: threading.Thread | None = None
         self._start_guard = threading.Lock()
         self._closed = False
+        self._busy_since: float | None = None
         self._readers = ThreadPoolExecutor(readers, thread_name_prefix="postsale-read")
 
     # ------------------------------------------------------------------ asking
@@ -79,7 +86,9 @@ class Database:
 
         Cancelling the caller does not cancel the unit.
         """
-        value: T = await asyncio.shield(asyncio.wrap_future(self._submit(work)))
+        asked = asyncio.wrap_future(self._submit(work))
+        asked.add_done_callback(_heard)
+        value: T = await asyncio.shield(asked)
         return value
 
     async def read(self, work: Callable[[Connection], T]) -> T:
@@ -97,6 +106,11 @@ class Database:
         with _translated(), self._read_engine.connect() as connection:
             return work(connection)
 
+    def busy_seconds(self) -> float:
+        """How long the transaction that is being written has been running; 0 when none is."""
+        since = self._busy_since
+        return 0.0 if since is None else time.monotonic() - since
+
     def close(self) -> None:
         """Finish the units already sent, then close every connection."""
         with self._start_guard:
@@ -108,8 +122,9 @@ class Database:
             self._queue.put(None)
             writer.join()
         self._readers.shutdown(wait=True)
-        self.engine.dispose()
-        self._read_engine.dispose()
+        with suppress(Transient), self._process_lock():  # the last connection to close moves the WAL into the database
+            self._read_engine.dispose()
+            self.engine.dispose()
 
     # ------------------------------------------------------------------ the writer
 
@@ -145,7 +160,9 @@ class Database:
                     group.append(unit)
             group = [u for u in group if u.done.set_running_or_notify_cancel()]
             if group:
+                self._busy_since = time.monotonic()
                 connection = self._commit(connection, group)
+                self._busy_since = None
         if connection is not None:
             connection.close()
 
@@ -153,22 +170,23 @@ class Database:
         """Run a group in one transaction; returns the connection if it is still good.
 
         A unit that raises is rolled back to its savepoint and fails alone. A
-        failed commit fails the whole group: its callers look their keys up
-        again before they repeat anything.
+        failed commit fails the whole group. A link that had died before this
+        group began is replaced once.
         """
-        outcomes: list[tuple[_Unit, Any, BaseException | None]] = []
+        reused = connection is not None
         try:
             with _translated(), self._process_lock():
-                if connection is None:
-                    connection = self.engine.connect()
-                with connection.begin():
-                    outcomes.extend(_run_unit(connection, unit) for unit in group)
+                try:
+                    connection, outcomes = self._run(connection, group)
+                except _LostBeforeCommit as lost:
+                    if not (reused and lost.cause.connection_invalidated):
+                        raise lost.cause from lost
+                    connection, outcomes = self._run(None, group)
+        except _LostBeforeCommit as lost:
+            _fail(group, _as_transient(lost.cause))
+            return None
         except BaseException as error:  # noqa: BLE001 - whatever it was, every waiting caller hears of it
-            if connection is not None:
-                connection.invalidate()
-                connection.close()
-            for unit in group:
-                unit.done.set_exception(error)
+            _fail(group, error)
             return None
         for unit, value, failure in outcomes:
             if failure is not None:
@@ -177,51 +195,113 @@ class Database:
                 unit.done.set_result(value)
         return connection
 
+    def _run(self, connection: Connection | None, group: list[_Unit]) -> tuple[Connection, list[_Outcome]]:
+        if connection is None:
+            connection = self.engine.connect()
+        try:
+            try:
+                transaction = connection.begin()
+                outcomes = [_run_unit(connection, unit) for unit in group]
+            except DBAPIError as error:
+                raise _LostBeforeCommit(error) from error
+            transaction.commit()
+        except BaseException:
+            with suppress(Exception):
+                connection.invalidate()
+                connection.close()
+            raise
+        return connection, outcomes
+
     @contextmanager
     def _process_lock(self) -> Iterator[None]:
         if self._lock_path is None:
             yield
             return
-        handle = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        handle = _open_lock(self._lock_path)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            _flock(handle)
             yield
         finally:
             os.close(handle)
 
 
-def _run_unit(connection: Connection, unit: _Unit) -> tuple[_Unit, Any, BaseException | None]:
+_Outcome = tuple[_Unit, Any, BaseException | None]
+
+
+class _LostBeforeCommit(Exception):
+    """The transaction failed as a whole before its commit was asked for, so that nothing of it holds."""
+
+    def __init__(self, cause: DBAPIError) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+def _fail(group: list[_Unit], error: BaseException) -> None:
+    for unit in group:
+        unit.done.set_exception(error)
+
+
+def _heard(done: asyncio.Future[Any]) -> None:
+    """A caller that was cancelled does not hear of a failure; asyncio need not complain about it."""
+    if not done.cancelled():
+        done.exception()
+
+
+def _open_lock(path: Path) -> int:
     try:
-        with connection.begin_nested():
-            return unit, unit.work(connection), None
-    except DBAPIError as error:
-        if error.connection_invalidated or _is_fatal(error):
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise Transient(f"database: cannot open {path}: {error.strerror}") from error
+
+
+def _flock(handle: int) -> None:
+    """Wait for the lock, but not for ever: another process may hang while it holds it."""
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if time.monotonic() > deadline:
+                raise Transient("database: another process has held the writer's lock for too long") from error
+            time.sleep(0.005)
+        else:
+            return
+
+
+def _run_unit(connection: Connection, unit: _Unit) -> _Outcome:
+    savepoint = connection.begin_nested()
+    try:
+        value = unit.work(connection)
+        savepoint.commit()
+    except Exception as error:
+        if isinstance(error, DBAPIError) and error.connection_invalidated:
             raise
-        return unit, None, error
-    except Exception as error:  # noqa: BLE001 - it belongs to the unit's caller, not to the group
-        return unit, None, error
+        try:
+            savepoint.rollback()
+        except DBAPIError as gone:  # a full disk has SQLite roll back everything, earlier units included
+            raise _LostBeforeCommit(error if isinstance(error, DBAPIError) else gone) from error
+        return unit, None, _as_transient(error) if isinstance(error, DBAPIError) else error
+    return unit, value, None
 
 
-def _is_fatal(error: DBAPIError) -> bool:
-    """Whether the transaction as a whole is lost: disk full, I/O error, dead link."""
-    message = str(error.orig).lower()
-    return isinstance(error, OperationalError) and any(
-        word in message for word in ("disk", "full", "i/o", "readonly", "locked", "closed", "server", "terminat")
-    )
+def _as_transient(error: DBAPIError) -> Exception:
+    """An error of the database's own (not of a statement) as Transient; the store keeps trying."""
+    if isinstance(error, OperationalError | InterfaceError):
+        return Transient(f"database: {error.orig}")
+    return error
 
 
 @contextmanager
 def _translated() -> Iterator[None]:
-    """Turn errors of the database's own into Transient; the store keeps trying."""
     try:
         yield
-    except OperationalError as error:
-        raise Transient(f"database: {error.orig}") from error
+    except DBAPIError as error:
+        raise _as_transient(error) from error
 
 
 def _engine(url: URL, *, connections: int, read_only: bool = False) -> Engine:
     if url.get_backend_name() != "sqlite":
-        return create_engine(url, pool_size=connections + 2, max_overflow=2, pool_pre_ping=True)
+        return _postgres_engine(url, connections)
     engine = create_engine(
         url,
         poolclass=QueuePool,
@@ -244,4 +324,27 @@ def _engine(url: URL, *, connections: int, read_only: bool = False) -> Engine:
 
     event.listen(engine, "connect", prepare)
     event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(begin))
+    return engine
+
+
+def _postgres_engine(url: URL, connections: int) -> Engine:
+    # a link that was cut without a word must not hold the writer for hours
+    link = {
+        "connect_timeout": 10,
+        "keepalives_idle": 30,
+        "keepalives_interval": 10,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 30_000,
+    }
+    engine = create_engine(url, pool_size=connections + 2, max_overflow=2, pool_pre_ping=True, connect_args=link)
+
+    def prepare(raw: Any, _record: Any) -> None:
+        with raw.cursor() as cursor:
+            cursor.execute(f"SET lock_timeout = {BUSY_SECONDS * 1000}")
+            cursor.execute("SHOW synchronous_commit")
+            if cursor.fetchone()[0] == "off":  # a commit that can be forgotten would be a promise broken
+                cursor.execute("SET synchronous_commit = on")
+        raw.commit()
+
+    event.listen(engine, "connect", prepare)
     return engine
