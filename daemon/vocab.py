@@ -536,6 +536,10 @@ class Command:
     all_low: bool = False  # OK ALL LOW
 
 
+#: Header of our own that repeats the Message-ID: some servers replace the latter (Exchange does).
+DELIVERY_HEADER = "X-Postsale-Outbox"
+
+
 @dataclass(frozen=True, slots=True)
 class Outgoing:
     """One mail ready to leave: frozen bytes for exactly one recipient."""

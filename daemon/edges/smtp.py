@@ -1,0 +1,306 @@
+"""SMTP: one mail at a time, and no doubt about how far it came.
+
+aiosmtplib raises the same error for a connection that was lost before DATA
+and for one that was lost after the last byte. So the steps are driven here:
+MAIL, RCPT and DATA as commands, then, once the caller has committed that body
+bytes may leave, the body through the library's protocol object (its private
+parts: the version is pinned and a contract test watches it). A connection is
+used again only after a complete, unsurprising conversation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+import aiosmtplib
+from aiosmtplib.protocol import PERIOD_REGEX, SMTPProtocol, normalize_message_line_endings
+
+from daemon.config import SmtpConfig, TlsMode
+from daemon.edges.errors import AccountTrouble, SignInRefused, TlsTrouble, is_tls_trouble, tls_problem
+from daemon.errors import Permanent, PostsaleError, Transient
+
+if TYPE_CHECKING:
+    from daemon.edges.credentials import SignIn
+
+#: A kept connection that was not used for this long is closed; servers end idle ones after a minute or more.
+KEEP_SECONDS = 30.0
+
+_ADDRESS = re.compile(r"^[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]{1,64}@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+$")
+
+
+class Phase(StrEnum):
+    """How far a mail came."""
+
+    CONNECT = "connect"
+    MAIL = "mail"
+    RCPT = "rcpt"
+    DATA = "data"  # asked for, not granted
+    BODY = "body"  # granted: from here on bytes leave
+    ACCEPTED = "accepted"
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The server took the mail on itself."""
+
+    code: int
+    reply: str
+
+
+class Deferred(Transient):
+    """Not taken for now, and certainly not taken: a 4xx, or the connection failed before any body byte."""
+
+    def __init__(self, phase: Phase, code: int | None, reply: str) -> None:
+        super().__init__(f"smtp at {phase}: {code or ''} {reply}")
+        self.phase = phase
+        self.code = code
+        self.reply = reply
+
+
+class Refused(Permanent):
+    """Refused for good (5xx), at a step that concerns this mail alone."""
+
+    def __init__(self, phase: Phase, code: int, reply: str) -> None:
+        super().__init__(f"smtp at {phase}: {code} {reply}")
+        self.phase = phase
+        self.code = code
+        self.reply = reply
+
+
+class Lost(PostsaleError):
+    """Body bytes may have left and the server's word on them never came: nobody can know."""
+
+
+class Smtp:
+    """The sending side of one account, with up to ``max_connections`` kept connections."""
+
+    def __init__(
+        self,
+        server: SmtpConfig,
+        sign_in: SignIn | None,
+        *,
+        final_reply_seconds: float,
+        local_hostname: str = "localhost",
+    ) -> None:
+        self._server = server
+        self._sign_in = sign_in
+        self._final_reply_seconds = final_reply_seconds
+        self._local_hostname = local_hostname
+        self._kept: list[tuple[aiosmtplib.SMTP, float]] = []
+        self._room = asyncio.Semaphore(server.max_connections)
+
+    async def send(
+        self, envelope_from: str, recipient: str, mime: bytes, *, on_granted: Callable[[], Awaitable[None]]
+    ) -> Accepted:
+        """Hand one mail for one recipient to the server.
+
+        ``on_granted`` is awaited after the server granted DATA and before the
+        first body byte; what it raises is passed on, and then no byte has left. Raises
+        Deferred, Refused, AccountTrouble, or Lost when the outcome is unknown,
+        a cancellation included.
+        """
+        if not _ADDRESS.match(recipient) or (envelope_from and not _ADDRESS.match(envelope_from)):
+            raise Refused(Phase.RCPT, 553, "no plain mail address")
+        async with self._room, self._connection() as client:
+            protocol = await self._envelope(client, envelope_from, recipient, mime)
+            await on_granted()
+            return await self._body(protocol, mime)
+
+    async def ping(self) -> str:
+        """Connect and sign in; for `postsale check`."""
+        async with self._room, self._connection() as client:
+            await self._command(client, Phase.CONNECT, b"NOOP")
+        return "signed in" if self._sign_in else "connected"
+
+    async def close(self) -> None:
+        """Say goodbye on every kept connection."""
+        kept, self._kept = self._kept, []
+        for client, _ in kept:
+            await _quit(client)
+
+    # ------------------------------------------------------------------ connections
+
+    @contextlib.asynccontextmanager
+    async def _connection(self) -> AsyncIterator[aiosmtplib.SMTP]:
+        """A connection for one conversation; it is kept only when that ended without any error."""
+        client = await self._take()
+        try:
+            yield client
+        except BaseException:
+            client.close()
+            raise
+        if client.protocol is not None and not client.protocol._buffer:  # nothing said that nobody asked for
+            self._kept.append((client, asyncio.get_running_loop().time()))
+        else:
+            client.close()
+
+    async def _take(self) -> aiosmtplib.SMTP:
+        now = asyncio.get_running_loop().time()
+        while self._kept:
+            client, since = self._kept.pop()
+            if client.is_connected and now - since < KEEP_SECONDS:
+                return client
+            await _quit(client)
+        return await self._connect()
+
+    async def _connect(self) -> aiosmtplib.SMTP:
+        server = self._server
+        context = None if server.tls is TlsMode.NONE else _context(server)
+        client = aiosmtplib.SMTP(
+            hostname=server.host,
+            port=server.port or {TlsMode.IMPLICIT: 465, TlsMode.STARTTLS: 587, TlsMode.NONE: 25}[server.tls],
+            timeout=server.timeout_seconds,
+            use_tls=server.tls is TlsMode.IMPLICIT,
+            # None would go on in the clear when STARTTLS is stripped
+            start_tls=server.tls is TlsMode.STARTTLS,
+            tls_context=context,
+            local_hostname=self._local_hostname,
+        )
+        try:
+            # one deadline over all: no trickle of bytes can stretch it
+            async with asyncio.timeout(4 * server.timeout_seconds):
+                await self._greet(client)
+        except TimeoutError as error:
+            client.close()
+            raise Deferred(Phase.CONNECT, None, "the server takes too long") from error
+        except BaseException:
+            client.close()
+            raise
+        return client
+
+    async def _greet(self, client: aiosmtplib.SMTP) -> None:
+        where = f"smtp {self._server.host}"
+        try:
+            await client.connect()
+            await client._ehlo_or_helo_if_needed()
+            if self._sign_in is not None:
+                await self._log_in(client, self._sign_in)
+        except aiosmtplib.SMTPAuthenticationError as error:
+            text = _one_line(error.message)
+            if 400 <= error.code < 500:
+                raise AccountTrouble(f"{where}: login put off: {error.code} {text}") from None
+            raise SignInRefused(f"{where}: login refused: {error.code} {text}") from None
+        except aiosmtplib.SMTPResponseException as error:
+            if error.code >= 500:
+                raise AccountTrouble(f"{where}: {error.code} {_one_line(error.message)}") from error
+            raise Deferred(Phase.CONNECT, error.code, _one_line(error.message)) from error
+        except (aiosmtplib.SMTPException, OSError, TimeoutError, ValueError) as error:
+            cause = _ssl_error(error)
+            if cause is not None and is_tls_trouble(cause):
+                raise TlsTrouble(f"{where}: {tls_problem(cause)}") from error
+            if isinstance(error, aiosmtplib.SMTPNotSupported) or "STARTTLS" in str(error):
+                raise TlsTrouble(f"{where}: {_one_line(error)}; nothing was sent in the clear") from error
+            raise Deferred(Phase.CONNECT, None, _one_line(error)) from error
+
+    async def _log_in(self, client: aiosmtplib.SMTP, sign_in: SignIn) -> None:
+        secret = await asyncio.to_thread(sign_in.secret)
+        offered = client.server_auth_methods
+        # one method, once: three tries with a wrong password lock accounts
+        if sign_in.oauth:
+            await client.auth_xoauth2(sign_in.username, secret)
+        elif "plain" in offered:
+            await client.auth_plain(sign_in.username, secret)
+        elif "login" in offered:
+            await client.auth_login(sign_in.username, secret)
+        elif "cram-md5" in offered:
+            await client.auth_crammd5(sign_in.username, secret)
+        else:
+            raise SignInRefused(f"smtp {self._server.host}: offers no way to sign in that Postsale knows")
+
+    # ------------------------------------------------------------------ one mail
+
+    async def _envelope(self, client: aiosmtplib.SMTP, envelope_from: str, recipient: str, mime: bytes) -> SMTPProtocol:
+        options = []
+        if client.supports_extension("size"):
+            options.append(f"SIZE={len(mime)}".encode())
+        if not mime.isascii():
+            if not client.supports_extension("8bitmime"):
+                raise Refused(Phase.MAIL, 554, "the server takes no 8-bit mail")
+            options.append(b"BODY=8BITMIME")
+        await self._command(client, Phase.MAIL, b"MAIL", f"FROM:<{envelope_from}>".encode(), *options)
+        await self._command(client, Phase.RCPT, b"RCPT", f"TO:<{recipient}>".encode())
+        await self._command(client, Phase.DATA, b"DATA")
+        protocol = client.protocol
+        if protocol is None:
+            raise Deferred(Phase.DATA, None, "connection lost")
+        return protocol
+
+    async def _command(self, client: aiosmtplib.SMTP, phase: Phase, *words: bytes) -> None:
+        if client.protocol is None or client.protocol._buffer:
+            raise Deferred(phase, None, "the server is out of step")
+        expected = {Phase.DATA: (354,), Phase.RCPT: (250, 251)}.get(phase, (250,))
+        try:
+            async with asyncio.timeout(2 * self._server.timeout_seconds):
+                response = await client.execute_command(*words)
+        except aiosmtplib.SMTPResponseException as error:  # an answer that is none
+            raise Deferred(phase, None, _one_line(error.message)) from error
+        except (aiosmtplib.SMTPException, OSError, TimeoutError, ValueError) as error:
+            raise Deferred(phase, None, _one_line(error)) from error
+        if response.code in expected:
+            return
+        reply = _one_line(response.message)
+        if 500 <= response.code < 600:
+            raise Refused(phase, response.code, reply)
+        raise Deferred(phase, response.code, reply)
+
+    async def _body(self, protocol: SMTPProtocol, mime: bytes) -> Accepted:
+        """Write the message and wait for the server's word; whatever goes wrong from here on leaves its fate open."""
+        data = PERIOD_REGEX.sub(b"..", normalize_message_line_endings(mime)) + b".\r\n"
+        try:
+            if protocol._command_lock is None or protocol._buffer:
+                raise Deferred(Phase.DATA, None, "connection lost, or the server is out of step")
+            async with protocol._command_lock, asyncio.timeout(self._final_reply_seconds):
+                # before the write, or an answer that comes early is thrown away
+                protocol._response_pending = True
+                protocol.write(data)
+                await protocol._drain_helper()
+                response = await protocol.read_response(timeout=self._final_reply_seconds)
+        except aiosmtplib.SMTPResponseException as error:
+            raise Lost(f"the answer to the message cannot be read: {_one_line(error.message)}") from error
+        except (aiosmtplib.SMTPException, OSError, TimeoutError, ValueError) as error:
+            raise Lost(f"no answer to the message: {_one_line(error)}") from error
+        except asyncio.CancelledError:
+            raise Lost("stopped while the message was under way") from None
+        reply = _one_line(response.message)
+        if response.code == 250:
+            return Accepted(response.code, reply)
+        if 400 <= response.code < 500:
+            raise Deferred(Phase.BODY, response.code, reply)
+        if 500 <= response.code < 600:
+            raise Refused(Phase.BODY, response.code, reply)
+        raise Lost(f"an answer to the message that means nothing: {response.code}")
+
+
+async def _quit(client: aiosmtplib.SMTP) -> None:
+    with contextlib.suppress(aiosmtplib.SMTPException, OSError, TimeoutError, ValueError):
+        if client.is_connected:
+            await client.quit(timeout=2)
+    client.close()
+
+
+def _context(server: SmtpConfig) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if server.ca_file is not None:
+        context.load_verify_locations(cafile=str(server.ca_file))
+    return context
+
+
+def _ssl_error(error: BaseException | None) -> ssl.SSLError | None:
+    """The TLS failure beneath a library's error."""
+    while error is not None:
+        if isinstance(error, ssl.SSLError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _one_line(text: object) -> str:
+    return re.sub(r"\s+", " ", str(text) or type(text).__name__)[:300]
