@@ -66,7 +66,7 @@ class FixedClock:
 DELIVERY_BACKOFF_SECONDS: Sequence[int] = (60, 120, 300, 900, 3600, 3600, 7200, 14400, 28800, 86400)
 
 #: Seconds to wait before connecting again, by number of failures in a row.
-RECONNECT_BACKOFF_SECONDS: Sequence[int] = (1, 2, 5, 15, 30, 60, 120, 300)
+RECONNECT_BACKOFF_SECONDS: Sequence[int] = (1, 2, 5, 10, 15, 30)
 
 
 def backoff(table: Sequence[int], failures: int, *, jitter: random.Random | None = None) -> float:

@@ -27,6 +27,8 @@ import imapclient
 HERE = Path(__file__).parent
 DOMAIN = "example.test"
 PASSWORD = "correct horse"
+#: Mailboxes that exist from the start.
+USERS = 1000
 POSTGRES_FOLDERS = ("/usr/lib/postgresql/17/bin", "/usr/lib/postgresql/16/bin", "/usr/lib/postgresql/15/bin")
 
 
@@ -128,6 +130,7 @@ class MailServers:
         self._dovecot_process: subprocess.Popen[bytes] | None = None
         self._users = 0
         self._write()
+        self._enter(*(f"user{number}" for number in range(1, USERS + 1)))
 
     # ------------------------------------------------------------------ life
 
@@ -224,15 +227,21 @@ class MailServers:
 
     def add_user(self, name: str = "") -> User:
         """A new, empty mailbox ``name@example.test``; without a name, one never used before."""
-        self._users += 1
-        user = User(name or f"user{self._users}", f"{name or f'user{self._users}'}@{DOMAIN}")
+        if not name:
+            self._users += 1
+            return User(f"user{self._users}", f"user{self._users}@{DOMAIN}")
+        self._enter(name)
+        time.sleep(1.1)  # Dovecot looks at the file of users once a second
+        return User(name, f"{name}@{DOMAIN}")
+
+    def _enter(self, *names: str) -> None:
         mail = pwd.getpwnam("mail")
-        home = self.folder / "homes" / user.name
-        home.mkdir()
-        os.chown(home, mail.pw_uid, mail.pw_gid)
         with (self.folder / "users").open("a") as file:
-            file.write(f"{user.address}:{{PLAIN}}{user.password}:{mail.pw_uid}:{mail.pw_gid}::{home}::\n")
-        return user
+            for name in names:
+                home = self.folder / "homes" / name
+                home.mkdir()
+                os.chown(home, mail.pw_uid, mail.pw_gid)
+                file.write(f"{name}@{DOMAIN}:{{PLAIN}}{PASSWORD}:{mail.pw_uid}:{mail.pw_gid}::{home}::\n")
 
     def deliver(self, user: User, raw: bytes, *, sender: str = "buyer@elsewhere.test", tag: str = "") -> None:
         """Put a mail into a mailbox as the world would: by LMTP, with a Return-Path."""

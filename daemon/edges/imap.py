@@ -25,8 +25,9 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, TypeVar
 
-from imapclient import SENT, IMAPClient, SocketTimeout, exceptions, imap_utf7
+from imapclient import IMAPClient, SocketTimeout, exceptions, imap_utf7
 from imapclient.imap4 import IMAP4WithTimeout
+from imapclient.imapclient import SENT
 from imapclient.tls import IMAP4_TLS
 
 from daemon.config import ImapConfig, TlsMode
@@ -47,7 +48,7 @@ SEARCH_WINDOW = 50_000
 SLOWEST = 10_000
 CLIENT_NAME = {"name": "Postsale", "vendor": "Postsale"}
 
-_MESSAGE_ID = re.compile(r"^<[\x21-\x3b\x3d\x3f-\x7e]{1,250}>$")
+_MESSAGE_ID = re.compile(r"^<[\x21-\x3b\x3d\x3f-\x7e]{1,250}>\Z")
 _MESSAGE_ID_FIELDS = ("Message-ID", DELIVERY_HEADER, "X-Microsoft-Original-Message-ID")
 _SENT_NAMES = (
     "Sent",
@@ -354,8 +355,13 @@ class Imap:
 
     def _open(self, client: _Client) -> Opened:
         folder = imap_utf7.encode(_safe(self._server.folder))
+        writable = self._writable
         try:
-            answer = client.select_folder(folder, readonly=not self._writable)
+            try:
+                answer = client.select_folder(folder, readonly=not writable)
+            except exceptions.IMAPClientReadOnlyError:
+                writable = False
+                answer = client.select_folder(folder, readonly=True)
         except exceptions.IMAPClientAbortError:
             raise
         except exceptions.IMAPClientError as error:
@@ -368,8 +374,7 @@ class Imap:
                 f"imap {self._server.host}: {self._server.folder} has no UIDVALIDITY; mail could be taken twice"
             )
         newest = answer[b"UIDNEXT"] - 1 if answer.get(b"UIDNEXT") else max(client.search(["UID", "*"]), default=0)
-        read_only = not self._writable or b"READ-ONLY" in answer
-        return Opened(int(uidvalidity), int(newest), read_only)
+        return Opened(int(uidvalidity), int(newest), not writable)
 
     def _bodies(self, client: _Client, uids: Sequence[int], item: str, key: bytes) -> dict[int, bytes]:
         try:
@@ -377,7 +382,7 @@ class Imap:
         except exceptions.IMAPClientAbortError:
             raise
         except exceptions.IMAPClientError as error:
-            if isinstance(error, exceptions.ProtocolError):
+            if not str(error).lower().startswith("fetch failed"):  # any other than a plain NO leaves the stream in doubt
                 raise
             raise MessageRefused(f"imap {self._server.host}: {_one_line(error)}") from error
         wanted = set(uids)
@@ -505,13 +510,20 @@ class _Client(IMAPClient):  # type: ignore[misc] # the library carries no types
         return _PlainConnection(self._sockets, self.host, self.port, seconds)
 
 
+def _dial(host: str, port: int, seconds: float) -> socket.socket:
+    sock = socket.create_connection((host, port), seconds)
+    # a command goes out in several writes; each would wait for the server's delayed acknowledgement
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
+
+
 class _PlainConnection(IMAP4WithTimeout):  # type: ignore[misc] # as above
     def __init__(self, sockets: _Sockets, host: str, port: int, seconds: float) -> None:
         self._sockets = sockets
         super().__init__(host, port, seconds)
 
     def _create_socket(self, timeout: float | None = None) -> socket.socket:
-        return self._sockets.add(socket.create_connection((self.host, self.port), timeout or self._timeout))
+        return self._sockets.add(_dial(self.host, self.port, timeout or self._timeout))
 
 
 class _TlsConnection(IMAP4_TLS):  # type: ignore[misc] # as above
@@ -520,7 +532,7 @@ class _TlsConnection(IMAP4_TLS):  # type: ignore[misc] # as above
         super().__init__(host, port, context, seconds)
 
     def _create_socket(self, timeout: float | None = None) -> socket.socket:
-        plain = socket.create_connection((self.host, self.port), timeout or self._timeout)
+        plain = _dial(self.host, self.port, timeout or self._timeout)
         secured: ssl.SSLSocket = self.ssl_context.wrap_socket(plain, server_hostname=self.host, do_handshake_on_connect=False)
         self._sockets.add(secured)
         secured.do_handshake()

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 #: A kept connection that was not used for this long is closed; servers end idle ones after a minute or more.
 KEEP_SECONDS = 30.0
 
-_ADDRESS = re.compile(r"^[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]{1,64}@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+$")
+_ADDRESS = re.compile(r"^[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]{1,64}@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+\Z")
 
 
 class Phase(StrEnum):

@@ -12,6 +12,8 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from functools import partial
+from typing import Any
 
 from daemon import log
 from daemon.clock import RECONNECT_BACKOFF_SECONDS, Clock, backoff
@@ -111,14 +113,14 @@ class Ingest(Loop):
         await self._imap.close()
         await asyncio.to_thread(self._lock.release)
 
-    async def _sleep(self, stopping: asyncio.Future[bool], seconds: float) -> None:
-        woken = asyncio.ensure_future(self._woken.wait())
+    async def _sleep(self, stopping: asyncio.Future[Any], seconds: float) -> None:
+        woken: asyncio.Future[Any] = asyncio.ensure_future(self._woken.wait())
         try:
             await asyncio.wait({woken, stopping}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         finally:
             woken.cancel()
 
-    async def _wait_for_mail(self, stopping: asyncio.Future[bool]) -> None:
+    async def _wait_for_mail(self, stopping: asyncio.Future[Any]) -> None:
         seconds = min(self._server.poll_seconds, IDLE_SLICE_SECONDS)
         if self._server.idle and self._idle_failures < IDLE_TRIES and not self._woken.is_set():
             try:
@@ -205,7 +207,7 @@ class Ingest(Loop):
                 self.beat()
                 if not mails:
                     continue
-                received = await self._database.write(lambda c, m=mails: cases.receive(c, m, now=self.clock.now()))
+                received = await self._database.write(partial(cases.receive, batch=mails, now=self.clock.now()))
                 taken += len(received.case_ids)
                 if received.case_ids:
                     self._arrived()
@@ -259,7 +261,7 @@ class Ingest(Loop):
                 uid=message.uid,
                 raw=found[message.uid],
                 internal_date=message.internal_date,
-                truncated=len(found[message.uid]) < message.size and (message in large or not found[message.uid]),
+                truncated=message in large or self._given_up(message.uid),
                 size=message.size,
             )
             for message in batch

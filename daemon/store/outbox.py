@@ -18,7 +18,7 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import Connection, func, insert, or_, select, update
 
-from daemon.clock import DELIVERY_BACKOFF_SECONDS, backoff
+from daemon.clock import DELIVERY_BACKOFF_SECONDS, RECONNECT_BACKOFF_SECONDS, backoff
 from daemon.errors import PostsaleError
 from daemon.store import settings, threads
 from daemon.store.dialect import insert_one_new
@@ -31,8 +31,11 @@ ACTOR = "postsale"
 #: Minutes after a delivery became uncertain at which evidence is looked for.
 EVIDENCE_MINUTES: Sequence[float] = (0.1, 1, 2, 5, 10, 20, 30, 60, 120, 240)
 
-_ADDRESS = re.compile(r"^[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]{1,64}@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+$")
-_MESSAGE_ID = re.compile(r"^<[\x21-\x3b\x3d\x3f-\x7e]{1,250}>$")
+#: Tries after which a mail whose connection is cut each time waits as long as one that the server puts off.
+_QUICK_TRIES = 4
+
+_ADDRESS = re.compile(r"^[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]{1,64}@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+\Z")
+_MESSAGE_ID = re.compile(r"^<[\x21-\x3b\x3d\x3f-\x7e]{1,250}>\Z")
 #: States from which the server's own word settles an attempt; uncertain, when another run gave it up too early.
 _OPEN_ATTEMPT = (DeliveryState.CLAIMED, DeliveryState.TRANSMITTING, DeliveryState.UNCERTAIN)
 _UNKNOWN_FATE = (DeliveryState.UNCERTAIN, DeliveryState.NEEDS_HUMAN)
@@ -197,6 +200,19 @@ def next_due(connection: Connection, mailbox: str) -> datetime | None:
     return found
 
 
+def waiting(connection: Connection, mailbox: str, *, now: datetime) -> dict[int, datetime]:
+    """Rows that were never tried and must not leave before a moment in the future, as an undo window has it."""
+    rows = connection.execute(
+        select(outbox.c.id, outbox.c.not_before).where(
+            outbox.c.mailbox == mailbox,
+            outbox.c.state == DeliveryState.QUEUED.value,
+            outbox.c.attempts == 0,
+            outbox.c.not_before > now,
+        )
+    )
+    return {row.id: row.not_before for row in rows}
+
+
 def newest_write(connection: Connection) -> datetime | None:
     """The latest moment that the outbox knows of; a clock well before it has been set back."""
     found: datetime | None = connection.execute(select(func.max(outbox.c.updated_at))).scalar_one()
@@ -277,7 +293,9 @@ def deferred(
     elif row.attempts >= len(DELIVERY_BACKOFF_SECONDS):
         _fail(connection, row, "given_up", code, reply, now)
     else:
-        wait = backoff(DELIVERY_BACKOFF_SECONDS, max(1, row.attempts))
+        # a cut connection says nothing about the server's wish; a 4xx does
+        table = RECONNECT_BACKOFF_SECONDS if code is None and row.attempts <= _QUICK_TRIES else DELIVERY_BACKOFF_SECONDS
+        wait = backoff(table, max(1, row.attempts))
         _requeue(connection, row, now + timedelta(seconds=wait), now, code, reply)
     _end_attempt(connection, delivery_id, boot_id, phase, code, reply, now)
 
@@ -335,6 +353,12 @@ def withdraw(connection: Connection, delivery_id: int, *, to: CaseState, reason:
         return
     move_delivery(connection, delivery_id, DeliveryState.QUEUED, DeliveryState.CANCELLED, now=now)
     _follow(connection, row, CaseState.QUEUED, to, reason, now)
+
+
+def discard(connection: Connection, delivery_id: int, *, reason: str, now: datetime) -> None:
+    """Drop a queued notice to staff that cannot leave."""
+    values = {"smtp_reply": reason}
+    move_delivery(connection, delivery_id, DeliveryState.QUEUED, DeliveryState.CANCELLED, now=now, values=values)
 
 
 def hold_back(connection: Connection, delivery_id: int, *, until: datetime, now: datetime) -> None:
@@ -554,7 +578,9 @@ def traffic(connection: Connection, row: Delivery, *, now: datetime) -> Traffic:
     """Replies to buyers whose bytes were let out, as far as they count against this one."""
     c = outbox.c
     left = (c.mailbox == row.mailbox, c.kind == DeliveryKind.BUYER_REPLY.value, c.id != row.id)
-    hour, day = c.transmitted_at > now - timedelta(hours=1), c.transmitted_at > now - timedelta(days=1)
+    under_way = c.state == DeliveryState.CLAIMED.value
+    hour = or_(c.transmitted_at > now - timedelta(hours=1), under_way)
+    day = or_(c.transmitted_at > now - timedelta(days=1), under_way)
 
     def count(*where: object) -> int:
         found: int = connection.execute(
@@ -569,7 +595,7 @@ def traffic(connection: Connection, row: Delivery, *, now: datetime) -> Traffic:
         mailbox_hour=count(hour),
         recipient_day=count(*to_them),
         automatic_recipient_day=count(*to_them, c.automatic.is_(True)),
-        thread_72h=count(same_thread, c.transmitted_at > now - timedelta(hours=72)),
+        thread_72h=count(same_thread, or_(c.transmitted_at > now - timedelta(hours=72), under_way)),
         template_hour=count(hour, c.template == row.template) if row.template else 0,
         oldest_in_hour=connection.execute(select(func.min(c.transmitted_at)).where(*left, hour)).scalar_one(),
     )

@@ -77,6 +77,8 @@ def test_a_case_has_one_reply_whatever_is_tried(database: Database, now: datetim
         {"recipient": "buyer@example.com)x@evil.com"},
         {"recipient": "<a@b.test>"},
         {"recipient": ""},
+        {"recipient": "a@b.test\n"},
+        {"message_id": "<a@b>\n"},
         {"recipient": "ä@b.test"},
         {"envelope_from": "a b@c.test"},
         {"message_id": "no brackets"},
@@ -332,9 +334,9 @@ def test_traffic_counts_what_left_and_nothing_else(database: Database, now: date
     begin(database, pairs[2][1], now, transmit=False)
     row = database.read_now(lambda c: outbox.due(c, "shop", now=now))[0]
     seen = database.read_now(lambda c: outbox.traffic(c, row, now=now + timedelta(minutes=5)))
-    assert (seen.mailbox_hour, seen.recipient_day, seen.automatic_recipient_day) == (2, 2, 0)
+    assert (seen.mailbox_hour, seen.recipient_day, seen.automatic_recipient_day) == (3, 3, 0), "one of them is under way"
     seen = database.read_now(lambda c: outbox.traffic(c, row, now=now + timedelta(minutes=61)))
-    assert (seen.mailbox_hour, seen.recipient_day) == (0, 2)
+    assert (seen.mailbox_hour, seen.recipient_day) == (1, 3)
 
 
 def test_copies_for_the_sent_folder(database: Database, now: datetime, queued: tuple[int, int]) -> None:

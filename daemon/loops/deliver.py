@@ -1,0 +1,427 @@
+"""Deliver: what was approved leaves, once.
+
+One :class:`Deliver` serves one mailbox, on one host at a time. Before a reply
+leaves everything is looked at again: the pause switch, the frozen bytes, caps
+and rates, the thread, the order. Then come the three commits of
+:mod:`daemon.store.outbox` around one SMTP conversation. What the server's
+word never came for is searched in the Sent folder, and at last put before staff.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any, Protocol
+
+from sqlalchemy import Connection
+
+from daemon import log
+from daemon.clock import RECONNECT_BACKOFF_SECONDS, Clock, backoff
+from daemon.config import CapsConfig
+from daemon.edges.errors import AccountTrouble
+from daemon.edges.imap import Imap
+from daemon.edges.smtp import Deferred, Lost, Phase, Refused, Smtp
+from daemon.errors import ConfigError, NeedsHuman, Transient
+from daemon.loops.loop import Loop, Pace
+from daemon.steps import frozen
+from daemon.store import outbox
+from daemon.store.db import Database
+from daemon.store.locks import Lock
+from daemon.store.outbox import Delivery, Traffic
+from daemon.store.transitions import StaleMove
+from daemon.vocab import CaseState, DeliveryKind
+
+#: A wall clock further back than this behind the store's newest entry is not trusted with sending.
+CLOCK_TOLERANCE = timedelta(minutes=5)
+#: How long after acceptance a copy is looked for in Sent; servers that keep one need a moment.
+COPY_AFTER = timedelta(seconds=30)
+COPY_EVERY_SECONDS = 30.0
+LOCK_RETRY_SECONDS = 5.0
+#: Longest wait for a server's word when the service has to stop.
+STOP_GRACE_SECONDS = 75.0
+BEING_READ_WAIT = timedelta(seconds=10)
+
+_logger = log.get(__name__)
+
+
+class Recheck(Protocol):
+    """Looks at the order again: why the reply no longer holds, or None."""
+
+    def __call__(self, case_id: int, revision: int) -> Awaitable[str | None]: ...
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """One conversation under way."""
+
+    row: Delivery
+    task: asyncio.Task[None] | None = None
+    granted: bool = False  # body bytes may have left: it must not be broken off
+
+
+class Deliver(Loop):
+    """The sender of one mailbox.
+
+    ``recheck`` looks at the order again; ``leaks`` says whether bytes hold a
+    live approval token; ``asked`` is called when staff have to decide about a
+    reply of unknown fate.
+    """
+
+    name = "deliver"
+
+    def __init__(
+        self,
+        database: Database,
+        clock: Clock,
+        *,
+        mailbox: str,
+        smtp: Smtp,
+        sent: Imap | None,
+        caps: CapsConfig,
+        boot_id: str,
+        evidence_minutes: float,
+        breaker: timedelta,
+        append_to_sent: bool,
+        max_connections: int,
+        final_reply_seconds: float,
+        recheck: Recheck,
+        leaks: Callable[[bytes], Awaitable[bool]],
+        asked: Callable[[], None],
+    ) -> None:
+        super().__init__(clock)
+        self.name = f"deliver:{mailbox}"
+        self.bound_seconds = final_reply_seconds + 300
+        self.mailbox = mailbox
+        self._database = database
+        self._smtp = smtp
+        self._sent = sent
+        self._caps = caps
+        self._boot_id = boot_id
+        self._evidence_minutes = evidence_minutes
+        self._breaker = breaker
+        self._append_to_sent = append_to_sent and sent is not None
+        self._max_connections = max_connections
+        self._recheck = recheck
+        self._leaks = leaks
+        self._asked = asked
+        self._lock = Lock(database, f"send.{mailbox}")
+        self._recovered = False
+        self._under_way: dict[int, _Attempt] = {}
+        self._failures = 0
+        self._try_at = 0.0  # monotonic; the account is left alone until then
+        self._copies_at = 0.0
+        self._not_before: dict[int, float] = {}  # undo windows by the clock that no one can set
+        self._stopping = False
+
+    # ------------------------------------------------------------------ life
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Deliver until ``stop`` is set; a mail whose bytes are leaving is seen through, any other is put back."""
+        ending = asyncio.create_task(self._end(stop))
+        try:
+            await super().run(stop)
+        finally:
+            ending.cancel()
+            await self.close()
+
+    async def close(self) -> None:
+        """Say goodbye to the servers and let another host send."""
+        await self._smtp.close()
+        if self._sent is not None:
+            await self._sent.close()
+        await asyncio.to_thread(self._lock.release)
+
+    async def _end(self, stop: asyncio.Event) -> None:
+        await stop.wait()
+        self._stopping = True
+        if self._sent is not None:
+            self._sent.abort()
+        for attempt in list(self._under_way.values()):
+            if attempt.task is not None and not attempt.granted:
+                attempt.task.cancel()
+        await asyncio.sleep(STOP_GRACE_SECONDS)
+        for attempt in list(self._under_way.values()):
+            if attempt.task is not None:
+                attempt.task.cancel()
+
+    # ------------------------------------------------------------------ one round
+
+    async def step(self) -> Pace:
+        """Settle what is of unknown fate, then send what is due."""
+        try:
+            if not await asyncio.to_thread(self._lock.acquire):
+                self._recovered = False
+                return Pace(0, LOCK_RETRY_SECONDS)
+            if not self._recovered:
+                await self._recover()
+            now = self.clock.now()
+            newest = await self._database.read(outbox.newest_write)
+            if newest is not None and now < newest - CLOCK_TOLERANCE:
+                _logger.error("clock.set_back", mailbox=self.mailbox, behind_seconds=round((newest - now).total_seconds()))
+                return Pace(0, 30)
+            done = await self._look_for_evidence(now)
+            done += await self._copy_to_sent(now)
+            done += await self._send_due(now)
+            return Pace(done, await self._until_next())
+        except Transient as error:
+            _logger.warning("delivery.postponed", mailbox=self.mailbox, problem=str(error))
+            return Pace(0, 5)
+
+    async def _recover(self) -> None:
+        queued, uncertain = await self._write(
+            lambda c: outbox.recover(c, self.mailbox, boot_id=self._boot_id, now=self.clock.now())
+        )
+        if queued or uncertain:
+            _logger.warning("delivery.recovered", mailbox=self.mailbox, queued=queued, uncertain=uncertain)
+        self._recovered = True
+
+    async def _until_next(self) -> float | None:
+        at = await self._database.read(lambda c: outbox.next_due(c, self.mailbox))
+        pauses = [max(0.0, self._try_at - self.clock.monotonic())]
+        if at is not None:
+            # what is due and did not go waits for something else: a pause, the breaker, a clock
+            pauses.append(max((at - self.clock.now()).total_seconds(), 0.0) or 1.0)
+        return max(pauses) if at is not None else None
+
+    # ------------------------------------------------------------------ sending
+
+    async def _send_due(self, now: datetime) -> int:
+        if self._stopping or self.clock.monotonic() < self._try_at:
+            return 0
+        self._remember_windows(await self._database.read(lambda c: outbox.waiting(c, self.mailbox, now=now)), now)
+        rows = await self._database.read(lambda c: outbox.due(c, self.mailbox, now=now, limit=self._max_connections * 4))
+        done = 0
+        for start in range(0, len(rows), self._max_connections):
+            claimed = [row for row in rows[start : start + self._max_connections] if await self._ready(row)]
+            attempts = [await self._claim(row) for row in claimed]
+            under_way = [attempt for attempt in attempts if attempt is not None]
+            await self._carry_out(under_way)
+            done += len(under_way)
+            self.beat()
+            if self._stopping or self.clock.monotonic() < self._try_at:
+                break
+        return done
+
+    def _remember_windows(self, waiting: dict[int, datetime], now: datetime) -> None:
+        """A wall clock that jumps forward must not end an undo window early."""
+        for delivery_id, not_before in waiting.items():
+            self._not_before.setdefault(delivery_id, self.clock.monotonic() + (not_before - now).total_seconds())
+
+    async def _ready(self, row: Delivery) -> bool:
+        """Look at everything again; False when the row has to wait or was taken back."""
+        if self.clock.monotonic() < self._not_before.get(row.id, 0.0):
+            return False
+        self._not_before.pop(row.id, None)
+        wrong = frozen.problems(row.mime, recipient=row.recipient, message_id=row.message_id, sha256=row.sha256)
+        if wrong:
+            return await self._take_back(row, CaseState.HUMAN, "frozen_mail_differs", wrong)
+        if row.kind is not DeliveryKind.BUYER_REPLY or row.case_id is None or row.revision is None:
+            return True
+        if await self._leaks(row.mime):
+            return await self._take_back(row, CaseState.HUMAN, "token_in_reply")
+        now = self.clock.now()
+        traffic = await self._database.read(lambda c: outbox.traffic(c, row, now=now))
+        if not await self._within_caps(row, traffic, now):
+            return False
+        overtaken = await self._database.read(lambda c: outbox.overtaken(c, row))
+        if overtaken == "being_read":
+            return await self._hold_back(row, now + BEING_READ_WAIT)
+        if overtaken is not None:
+            return await self._take_back(row, CaseState.WITHDRAWN, overtaken)
+        changed = await self._recheck(row.case_id, row.revision)
+        if changed is not None:
+            return await self._take_back(row, CaseState.RECEIVED, changed)
+        return True
+
+    async def _within_caps(self, row: Delivery, traffic: Traffic, now: datetime) -> bool:
+        caps = self._caps
+        if traffic.mailbox_hour >= caps.per_hour:
+            oldest = traffic.oldest_in_hour or now
+            return await self._hold_back(row, max(oldest + timedelta(hours=1), now + timedelta(minutes=1)))
+        if not row.automatic:
+            return True  # a person wants it to go
+        if traffic.automatic_recipient_day >= caps.auto_per_address_day or traffic.recipient_day >= caps.per_address_day:
+            return await self._take_back(row, CaseState.HUMAN, "cap_address")
+        if traffic.thread_72h >= caps.per_thread_72h:
+            return await self._take_back(row, CaseState.HUMAN, "cap_thread")
+        if traffic.template_hour >= caps.per_template_hour:
+            return await self._hold_back(row, now + timedelta(minutes=10))
+        return True
+
+    async def _take_back(self, row: Delivery, to: CaseState, reason: str, detail: Sequence[str] = ()) -> bool:
+        level = _logger.error if to is CaseState.HUMAN else _logger.info
+        level("reply.withdrawn", mailbox=self.mailbox, case_id=row.case_id, delivery=row.id, reason=reason, detail=list(detail))
+        if row.kind is DeliveryKind.STAFF_NOTICE:
+            # a notice that is not as it was built is a bug, and nobody is waiting for its answer
+            await self._guarded(partial(outbox.discard, delivery_id=row.id, reason=reason, now=self.clock.now()))
+        else:
+            await self._guarded(partial(outbox.withdraw, delivery_id=row.id, to=to, reason=reason[:60], now=self.clock.now()))
+        return False
+
+    async def _hold_back(self, row: Delivery, until: datetime) -> bool:
+        await self._write(partial(outbox.hold_back, delivery_id=row.id, until=until, now=self.clock.now()))
+        return False
+
+    async def _claim(self, row: Delivery) -> _Attempt | None:
+        """Commit A."""
+        try:
+            claimed = await self._write(partial(outbox.claim, delivery_id=row.id, boot_id=self._boot_id, now=self.clock.now()))
+        except StaleMove as stale:
+            _logger.info("delivery.stale", mailbox=self.mailbox, delivery=row.id, problem=str(stale))
+            return None
+        return _Attempt(claimed)
+
+    async def _carry_out(self, attempts: Sequence[_Attempt]) -> None:
+        for attempt in attempts:
+            attempt.task = asyncio.create_task(self._attempt(attempt), name=f"send:{attempt.row.id}")
+            self._under_way[attempt.row.id] = attempt
+        tasks = [attempt.task for attempt in attempts if attempt.task is not None]
+        if tasks:
+            # a caller that is cancelled leaves the conversations to end by themselves
+            await asyncio.shield(asyncio.gather(*tasks))
+
+    async def _attempt(self, attempt: _Attempt) -> None:
+        """One SMTP conversation, and its outcome written down whatever it takes."""
+        row = attempt.row
+        settle: Callable[[Connection], None]
+        try:
+            settle = await self._converse(attempt)
+        except asyncio.CancelledError:  # the service stops and no byte has left
+            settle = self._as_postponed(row, self.clock.now(), "the service stopped")
+        try:
+            await self._settle(settle)
+        finally:
+            self._under_way.pop(row.id, None)
+
+    async def _converse(self, attempt: _Attempt) -> Callable[[Connection], None]:
+        row = attempt.row
+        how: dict[str, Any] = {"delivery_id": row.id, "boot_id": self._boot_id}
+        try:
+            accepted = await self._smtp.send(
+                row.envelope_from, row.recipient, row.mime, on_granted=partial(self._granted, attempt)
+            )
+        except Deferred as put_off:
+            if put_off.phase is Phase.CONNECT:
+                return self._account_fails(row, put_off)
+            _logger.warning("delivery.deferred", delivery=row.id, phase=put_off.phase, code=put_off.code, reply=put_off.reply)
+            how |= {"phase": put_off.phase.value, "code": put_off.code, "reply": put_off.reply}
+            return partial(outbox.deferred, **how, now=self.clock.now())
+        except Refused as refused:
+            self._failures = 0
+            _logger.warning("delivery.refused", delivery=row.id, phase=refused.phase, code=refused.code, reply=refused.reply)
+            how |= {"phase": refused.phase.value, "code": refused.code, "reply": refused.reply}
+            return partial(outbox.refused, **how, now=self.clock.now())
+        except Lost as lost:
+            _logger.warning("delivery.uncertain", delivery=row.id, case_id=row.case_id, problem=str(lost))
+            return partial(outbox.lost, **how, reply=str(lost), now=self.clock.now())
+        except (AccountTrouble, NeedsHuman, ConfigError) as trouble:
+            return self._account_fails(row, trouble)
+        except (Transient, StaleMove) as failed:  # from commit B: no byte has left
+            return self._as_postponed(row, self.clock.now() + timedelta(seconds=5), str(failed))
+        self._failures = 0
+        _logger.info("reply.sent", delivery=row.id, case_id=row.case_id, kind=row.kind, code=accepted.code)
+        return partial(outbox.accepted, **how, code=accepted.code, reply=accepted.reply, now=self.clock.now())
+
+    async def _granted(self, attempt: _Attempt) -> None:
+        """Commit B, before the first body byte."""
+        if self._stopping:
+            raise Transient("the service is stopping")
+        attempt.granted = True
+        await self._write(
+            partial(outbox.begin_transmit, delivery_id=attempt.row.id, boot_id=self._boot_id, now=self.clock.now())
+        )
+
+    def _account_fails(self, row: Delivery, trouble: Exception) -> Callable[[Connection], None]:
+        """Leave the account alone for a while; no mail of it is at fault."""
+        self._failures += 1
+        wait = timedelta(seconds=backoff(RECONNECT_BACKOFF_SECONDS, self._failures))
+        if isinstance(trouble, AccountTrouble | NeedsHuman | ConfigError):
+            wait = self._breaker
+        self._try_at = self.clock.monotonic() + wait.total_seconds()
+        _logger.warning(
+            "account.unreachable", mailbox=self.mailbox, problem=str(trouble), retry_seconds=round(wait.total_seconds())
+        )
+        return self._as_postponed(row, self.clock.now() + wait, str(trouble))
+
+    def _as_postponed(self, row: Delivery, until: datetime, why: str) -> Callable[[Connection], None]:
+        return partial(
+            outbox.postponed,
+            delivery_id=row.id,
+            boot_id=self._boot_id,
+            until=until,
+            phase=Phase.CONNECT.value,
+            reply=why,
+            now=self.clock.now(),
+        )
+
+    async def _settle(self, settle: Callable[[Connection], None]) -> None:
+        """Commit C or D. What is known of a mail's fate must not be lost to a database that is away for a while."""
+        failures = 0
+        while True:
+            try:
+                await self._guarded(settle)
+            except Transient as error:
+                failures += 1
+                _logger.error("delivery.unsettled", mailbox=self.mailbox, problem=str(error))
+                if self._stopping and failures > len(RECONNECT_BACKOFF_SECONDS):
+                    return  # found transmitting at the next start, and doubted then
+                await asyncio.sleep(backoff(RECONNECT_BACKOFF_SECONDS, failures))
+            else:
+                return
+
+    # ------------------------------------------------------------------ unknown fate, and copies
+
+    async def _look_for_evidence(self, now: datetime) -> int:
+        rows = await self._database.read(lambda c: outbox.uncertain_due(c, self.mailbox, now=now))
+        for row in rows:
+            if self._stopping:
+                break
+            if await self._is_in_sent(row, row.uncertain_at or row.created_at):
+                await self._guarded(partial(outbox.found_in_sent, delivery_id=row.id, now=self.clock.now()))
+                _logger.info("delivery.proved", delivery=row.id, case_id=row.case_id)
+                continue
+            search = partial(outbox.no_evidence, delivery_id=row.id, search_minutes=self._evidence_minutes, now=now)
+            if await self._write(search):
+                _logger.warning("delivery.undecided", delivery=row.id, case_id=row.case_id)
+                self._asked()
+        return len(rows)
+
+    async def _is_in_sent(self, row: Delivery, since: datetime) -> bool:
+        if self._sent is None:
+            return False
+        try:
+            return await self._sent.find_in_sent(row.message_id, since=since.date())
+        except (Transient, NeedsHuman) as error:
+            _logger.warning("sent_folder.unreachable", mailbox=self.mailbox, problem=str(error))
+            return False
+
+    async def _copy_to_sent(self, now: datetime) -> int:
+        if not self._append_to_sent or self._stopping or self.clock.monotonic() < self._copies_at:
+            return 0
+        self._copies_at = self.clock.monotonic() + COPY_EVERY_SECONDS
+        rows = await self._database.read(lambda c: outbox.without_copy(c, self.mailbox, before=now - COPY_AFTER))
+        if not rows or self._sent is None:
+            return 0
+        try:
+            for row in rows:
+                if not await self._sent.find_in_sent(row.message_id, since=row.created_at.date()):
+                    await self._sent.append_to_sent(row.mime)
+                await self._write(partial(outbox.copied, delivery_id=row.id, now=self.clock.now()))
+        except (Transient, NeedsHuman) as error:
+            _logger.warning("sent_folder.unreachable", mailbox=self.mailbox, problem=str(error))
+        return 0
+
+    # ------------------------------------------------------------------ the store
+
+    async def _write(self, work: Callable[[Connection], Any]) -> Any:
+        return await self._database.write(work)
+
+    async def _guarded(self, work: Callable[[Connection], Any]) -> None:
+        """Write unless somebody else settled the row meanwhile."""
+        try:
+            await self._database.write(work)
+        except StaleMove as stale:
+            _logger.info("delivery.stale", mailbox=self.mailbox, problem=str(stale))
