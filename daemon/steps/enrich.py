@@ -36,6 +36,10 @@ ROW_FIELDS: Mapping[str, str] = {
     "source": "which source said so",
     "report": "kind of report",
     "state": "one of the order states",
+    "item_state": "state of this item, where items ship apart",
+    "item_key": "marketplace's number of the order line",
+    "partial": "true when the source says that only a part has left",
+    "returned_quantity": "units of this item that came back",
     "fulfilment": "FBA, FBM, SFP, own or unknown",
     "site": "marketplace site, as in amazon.de",
     "title": "item title",
@@ -193,6 +197,10 @@ def _state(rows: Sequence[Row], parcels: Sequence[Parcel]) -> tuple[OrderState, 
     arrived = [(_moment(r["as_of"]), str(r["source"])) for r in rows if r.get("delivered_on")]
     if arrived and all(p.delivered_on for p in parcels):
         said.append((OrderState.DELIVERED, *max(arrived)))
+    back = [r for r in rows if r.get("return_state") == "received"]
+    if back and _all_came_back(rows, back):
+        newest_return = max(back, key=lambda r: _moment(r["as_of"]))
+        said.append((OrderState.RETURNED, _moment(newest_return["as_of"]), str(newest_return["source"])))
     known = [s for s in said if s[0] is not OrderState.UNKNOWN]
     if not known:
         return OrderState.UNKNOWN, _moment(last["as_of"]), str(last["source"]), None
@@ -212,7 +220,16 @@ def _state(rows: Sequence[Row], parcels: Sequence[Parcel]) -> tuple[OrderState, 
     return (*best, None)
 
 
+def _all_came_back(rows: Sequence[Row], back: Sequence[Row]) -> bool:
+    """Whether everything that was bought is back; without quantities on both sides one return speaks for all."""
+    bought = sum(i.quantity for i in _items([r for r in rows if r.get("quantity") is not None]))
+    returned = sum(int(r["returned_quantity"]) for r in back if r.get("returned_quantity") is not None)
+    return not bought or not returned or returned >= bought
+
+
 def _partially_shipped(rows: Sequence[Row]) -> bool:
+    if any(r.get("partial") for r in rows):
+        return True
     per_row = [(r.get("quantity"), r.get("quantity_shipped")) for r in rows if r.get("quantity_shipped") is not None]
     bought = sum(int(q) for q, _ in per_row if q is not None)
     shipped = sum(int(s) for _, s in per_row if s is not None)

@@ -308,7 +308,8 @@ orders = Table(
     metadata,
     Column("shop", String(20), primary_key=True),
     Column("order_id", String(60), primary_key=True),
-    Column("facts", JSON, nullable=False),
+    Column("report", String(40), primary_key=True),  # kind of report; every kind keeps its newest edition
+    Column("facts", JSON, nullable=False),  # rows: fact rows of that edition; buyer_addr: whose order it is
     Column("as_of", UtcDateTime, nullable=False),
     Column("source", String(200), nullable=False),
 )
@@ -323,6 +324,8 @@ reports = Table(
     Column("refused", Integer, nullable=False),
     Column("loaded_at", UtcDateTime, nullable=False),
     Column("problem", Text),
+    Column("as_of", UtcDateTime),  # when its content was true
+    Column("sites", JSON),  # marketplace sites it speaks of
 )
 
 settings = Table(

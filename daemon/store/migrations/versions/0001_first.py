@@ -42,10 +42,11 @@ def upgrade() -> None:
         "orders",
         sa.Column("shop", sa.String(length=20), nullable=False),
         sa.Column("order_id", sa.String(length=60), nullable=False),
+        sa.Column("report", sa.String(length=40), nullable=False),
         sa.Column("facts", sa.JSON(), nullable=False),
         sa.Column("as_of", sa.DateTime(timezone=True), nullable=False),
         sa.Column("source", sa.String(length=200), nullable=False),
-        sa.PrimaryKeyConstraint("shop", "order_id", name=op.f("pk_orders")),
+        sa.PrimaryKeyConstraint("shop", "order_id", "report", name=op.f("pk_orders")),
     )
     op.create_table(
         "reports",
@@ -56,6 +57,8 @@ def upgrade() -> None:
         sa.Column("refused", sa.Integer(), nullable=False),
         sa.Column("loaded_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("problem", sa.Text(), nullable=True),
+        sa.Column("as_of", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("sites", sa.JSON(), nullable=True),
         sa.PrimaryKeyConstraint("path", name=op.f("pk_reports")),
     )
     op.create_table(
