@@ -493,7 +493,7 @@ class Reading:
     flag_terms: tuple[tuple[str, str], ...]  # (flag, the words that raised it)
     authentication: Authentication
     verdict: Verdict  # the gate's word before history is known
-    prediction: Prediction | None  # None when the gate already ignored it
+    prediction: Prediction
 
 
 @dataclass(frozen=True, slots=True)

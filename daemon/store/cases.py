@@ -424,6 +424,28 @@ def open_in_thread(connection: Connection, thread_id: int, *, before: int) -> li
     return [(row.id, CaseState(row.state)) for row in rows]
 
 
+def newer_in_thread(connection: Connection, thread_id: int, *, after: int) -> bool:
+    """Whether the buyer wrote again in a thread after the message of this case."""
+    found = connection.execute(
+        select(cases.c.id)
+        .where(
+            cases.c.thread_id == thread_id,
+            cases.c.id > after,
+            cases.c.kind == Kind.BUYER.value,
+            cases.c.duplicate_of.is_(None),
+            cases.c.state != CaseState.IGNORED.value,
+        )
+        .limit(1)
+    )
+    return found.first() is not None
+
+
+def revision(connection: Connection, case_id: int) -> int:
+    """Number of the case's newest draft, 0 when it has none."""
+    newest: int = connection.execute(select(cases.c.revision).where(cases.c.id == case_id)).scalar_one()
+    return newest
+
+
 # --------------------------------------------------------------------------- settling
 
 
