@@ -22,6 +22,7 @@ from daemon import record
 from daemon.clock import Clock
 from daemon.edges.workers import WorkerFailure
 from daemon.loops.loop import Loop, Pace
+from daemon.loops.recheck import OrderRows, order_state
 from daemon.mime.bounce import bounce_of
 from daemon.mind import DecideTask, ReadTask
 from daemon.pipeline import Circumstances
@@ -41,7 +42,6 @@ from daemon.vocab import (
     Kind,
     Mode,
     Notice,
-    OrderFacts,
     OrderId,
     Outcome,
     Outgoing,
@@ -97,9 +97,6 @@ class AdvanceSettings:
     live: bool
     live_policies: tuple[str, ...]
     key: bytes  # of Message-IDs
-
-
-OrderRows = Mapping[OrderId, Sequence[Mapping[str, Any]]]
 
 
 class Advance(Loop):
@@ -450,20 +447,6 @@ def outcome_label(item: _Item, outcome: Outcome) -> tuple[str, str | None]:
         label, _, sublabel = item.staff_label.partition("/")
         return label, sublabel or None
     return item.reading.prediction.label, item.reading.prediction.sublabel
-
-
-def order_state(facts: OrderFacts | None) -> dict[str, Any] | None:
-    """What a draft takes for granted about its order; compared again before it leaves."""
-    if facts is None:
-        return None
-    return {
-        "shop": facts.shop,
-        "order_id": facts.order_id,
-        "state": facts.state.value,
-        "refunded": str(facts.refunded) if facts.refunded else None,
-        "cancel_requested": facts.cancel_requested,
-        "return_state": facts.return_state,
-    }
 
 
 def _person_reason(item: _Item, profile: MailboxProfile) -> str | None:
