@@ -13,32 +13,31 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from fnmatch import fnmatchcase
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
-import structlog
 from sqlalchemy import Connection
 
+from daemon import log as logging
 from daemon import record
 from daemon.clock import Clock
 from daemon.edges.workers import WorkerFailure
 from daemon.loops.loop import Loop, Pace
-from daemon.loops.recheck import OrderRows, order_state
+from daemon.loops.profiles import MailboxProfile
+from daemon.loops.recheck import OrderRows
+from daemon.loops.replies import Author, Thinker, frozen_reply
 from daemon.mime.bounce import bounce_of
 from daemon.mind import DecideTask, ReadTask
 from daemon.pipeline import Circumstances
-from daemon.steps import draft as drafting
 from daemon.store import cases, drafts, feedback, outbox
 from daemon.store.cases import Claimed, Context, Settlement, Understood
 from daemon.store.db import Database
+from daemon.store.drafts import NewDraft
 from daemon.store.transitions import StaleMove, move_case
 from daemon.vocab import (
-    Address,
-    Caps,
     CaseState,
     DeliveryKind,
     DraftState,
     GateVerdict,
-    Identity,
     Kind,
     Mode,
     Notice,
@@ -48,7 +47,7 @@ from daemon.vocab import (
     Reading,
 )
 
-log = structlog.get_logger()
+log = logging.get(__name__)
 
 T = TypeVar("T")
 
@@ -64,27 +63,6 @@ _DRAFT_STATES = {
 }
 #: Outcomes that take the place of what still waits in the thread.
 _REPLACES_EARLIER = (CaseState.QUEUED, CaseState.AWAITING_APPROVAL, CaseState.HUMAN, CaseState.DEFERRED)
-
-
-class Thinker(Protocol):
-    """The workers, as this loop sees them."""
-
-    async def map(self, items: Sequence[Any]) -> list[Any]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class MailboxProfile:
-    """What advancing needs to know of a mailbox."""
-
-    name: str
-    sender: Address
-    shop_name: str
-    identity: Identity
-    caps: Caps
-    response_hours: float
-    max_age: timedelta
-    undo: timedelta
-    message_id_domain: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,11 +251,10 @@ class Advance(Loop):
             }
             self._write(connection, item, to, reason, values=values, outcome=outcome)
             if reply is not None and to in _DRAFT_STATES:
-                drafts.create(connection, reply.draft, state=_DRAFT_STATES[to], now=self.clock.now())
+                drafts.create(connection, reply, state=_DRAFT_STATES[to], now=self.clock.now())
                 if to is CaseState.QUEUED:
-                    outbox.enqueue(
-                        connection, reply.outgoing, now=self.clock.now(), template=outcome.decision.template, automatic=True
-                    )
+                    outgoing = self._outgoing(item, reply)
+                    outbox.enqueue(connection, outgoing, now=self.clock.now(), template=reply.template, automatic=True)
             return to
 
         to = await self._guarded(item, unit)
@@ -322,60 +299,39 @@ class Advance(Loop):
             if state is not CaseState.HUMAN:
                 drafts.withdraw(connection, case_id, reason="buyer_wrote_again", actor=ACTOR, now=self.clock.now())
 
-    def _reply(self, item: _Item, outcome: Outcome) -> _Reply | None:
+    def _reply(self, item: _Item, outcome: Outcome) -> NewDraft:
         """The frozen reply of an outcome's draft, as the next revision of its case."""
-        envelope, mail, profile = item.reading.envelope, item.reading.mail, self._profiles[item.case.mailbox]
-        draft, recipient, revision = outcome.draft, envelope.reply_to, item.revision + 1
-        if draft is None or recipient is None:
-            return None
-        frozen = drafting.freeze(
-            draft,
-            sender=profile.sender,
-            recipient=recipient,
-            message_id=drafting.message_id(
-                self._settings.key,
-                mailbox=profile.name,
-                case_id=item.case.case_id,
-                kind=DeliveryKind.BUYER_REPLY,
-                revision=revision,
-                domain=profile.message_id_domain,
-            ),
-            in_reply_to=mail.message_id,
-            references=(*mail.references, *mail.in_reply_to) if not mail.references else mail.references,
-            now=self.clock.now(),
-            automatic=outcome.decision.mode is Mode.SEND,
-            quote=drafting.quotable(item.reading.writing.text),
-        )
-        new = drafts.NewDraft(
+        if outcome.draft is None:
+            raise ValueError("the outcome has no draft")
+        decision = outcome.decision
+        return frozen_reply(
+            self._settings.key,
+            self._profiles[item.case.mailbox],
             case_id=item.case.case_id,
-            revision=revision,
-            subject=draft.subject,
-            body=draft.body,
-            language=draft.language,
-            template=outcome.decision.template,
-            policy=outcome.decision.policy,
-            author=ACTOR,
-            recipient=recipient.addr,
-            message_id=frozen.message_id,
-            mime=frozen.mime,
-            sha256=frozen.sha256,
-            findings=[record.finding_record(f) for f in outcome.findings],
-            order_state=order_state(outcome.facts),
+            revision=item.revision + 1,
+            reading=item.reading,
+            draft=outcome.draft,
+            findings=outcome.findings,
+            facts=outcome.facts,
+            author=Author(ACTOR, decision.policy, decision.template, automatic=decision.mode is Mode.SEND),
+            clock=self.clock,
         )
-        outgoing = Outgoing(
+
+    def _outgoing(self, item: _Item, reply: NewDraft) -> Outgoing:
+        profile = self._profiles[item.case.mailbox]
+        return Outgoing(
             kind=DeliveryKind.BUYER_REPLY,
             mailbox=profile.name,
-            recipient=recipient.addr,
+            recipient=reply.recipient,
             envelope_from=profile.sender.addr,
-            message_id=frozen.message_id,
-            mime=frozen.mime,
-            sha256=frozen.sha256,
-            dedupe_key=f"reply:{item.case.case_id}:{revision}",
-            case_id=item.case.case_id,
-            revision=revision,
+            message_id=reply.message_id,
+            mime=reply.mime,
+            sha256=reply.sha256,
+            dedupe_key=f"reply:{reply.case_id}:{reply.revision}",
+            case_id=reply.case_id,
+            revision=reply.revision,
             not_before=self.clock.now() + profile.undo,
         )
-        return _Reply(new, outgoing)
 
     async def _fail(self, case: Claimed, failure: WorkerFailure) -> None:
         """Set a message aside that could not be read or judged within its limits."""
@@ -421,7 +377,7 @@ class Advance(Loop):
             detail=detail,
         )
         cases.settle(connection, settlement, worker=self._settings.worker, now=self.clock.now())
-        log.info(f"case.{to.value}", case_id=item.case.case_id, reason=reason[:60])
+        log.info("case.settled", case_id=item.case.case_id, state=to.value, reason=reason[:60])
 
 
 @dataclass(frozen=True, slots=True)
@@ -433,12 +389,6 @@ class _Item:
     context: Context
     staff_label: str | None
     revision: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Reply:
-    draft: drafts.NewDraft
-    outgoing: Outgoing
 
 
 def outcome_label(item: _Item, outcome: Outcome) -> tuple[str, str | None]:

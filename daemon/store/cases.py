@@ -523,6 +523,12 @@ def release(connection: Connection, case_id: int, *, actor: str, now: datetime) 
     return CaseState(state)
 
 
+def mailbox(connection: Connection, case_id: int) -> str:
+    """The mailbox that a case came to."""
+    name: str = connection.execute(select(cases.c.mailbox).where(cases.c.id == case_id)).scalar_one()
+    return name
+
+
 def load_raw(connection: Connection, case_id: int) -> bytes | None:
     """The message as it came, None when retention has removed it."""
     body: bytes | None = connection.execute(select(raw_mail.c.body).where(raw_mail.c.case_id == case_id)).scalar_one_or_none()
