@@ -8,35 +8,48 @@ and systemd starts it anew.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import os
 import secrets
 import signal
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
-from classifiers.errors import ClassifierError
+from classifiers.artifact import open_best, signing_key
+from classifiers.errors import ModelRefused
+from classifiers.inference import LIVE_FILE
 from daemon import log as logging
 from daemon import mind, resources
 from daemon.clock import Clock, SystemClock
-from daemon.config import Config, RunMode, load
-from daemon.edges.credentials import database_password
+from daemon.config import Config, MailboxConfig, RunMode, load
+from daemon.edges.credentials import database_password, sign_in
+from daemon.edges.dkim import verified_domain
+from daemon.edges.imap import Imap
+from daemon.edges.orders import OrderBook
+from daemon.edges.smtp import Smtp
 from daemon.edges.systemd import Notifier, watchdog_seconds
 from daemon.edges.workers import WorkerLimits, WorkerPool
 from daemon.errors import ConfigError, PostsaleError
 from daemon.loops.advance import Advance, AdvanceSettings
+from daemon.loops.commands import carry_out
+from daemon.loops.deliver import Deliver
+from daemon.loops.ingest import Ingest
 from daemon.loops.loop import Loop
 from daemon.loops.profiles import profiles
 from daemon.loops.recheck import Recheck
 from daemon.loops.replies import Reviser
+from daemon.loops.staff import Desk
+from daemon.loops.upkeep import Approvals, Upkeep
 from daemon.mind import MindFiles
 from daemon.pipeline import Mind
+from daemon.steps import guard
+from daemon.steps.approval import StaffRenderer
+from daemon.store import requests, tokens
 from daemon.store.db import Database
 from daemon.store.migrate import upgrade
 
@@ -73,7 +86,7 @@ class Judge:
         try:
             files = mind_files(self._config)
             fresh = mind.load_mind(files)
-        except (ConfigError, ClassifierError, OSError) as error:
+        except (ConfigError, ModelRefused, OSError) as error:
             log.error("service.reload_refused", problem=str(error))
             return False
         if (fresh.model.version, fresh.playbook.version) == self.versions and files == self._files:
@@ -121,6 +134,24 @@ def mind_files(config: Config) -> MindFiles:
     )
 
 
+def live_stamp(model_dir: Path) -> int:
+    """Changes when another model is promoted; 0 when none is."""
+    try:
+        return (model_dir / LIVE_FILE).stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def staff_templates(config: Config) -> dict[str, str]:
+    """The staff's templates and words, by ``<language>/<file>``."""
+    folder = (config.playbook.templates or resources.templates()) / "staff"
+    if not folder.is_dir():
+        folder = resources.templates() / "staff"
+    return {
+        path.relative_to(folder).as_posix(): path.read_text("utf-8") for path in sorted(folder.rglob("*")) if path.is_file()
+    }
+
+
 def service_key(data_dir: Path) -> bytes:
     """The secret that makes Message-IDs and tokens unguessable; made once, kept beside the database."""
     file = data_dir / "service.key"
@@ -129,7 +160,9 @@ def service_key(data_dir: Path) -> bytes:
     except FileExistsError:
         key = bytes.fromhex(file.read_text(encoding="ascii").strip())
         if len(key) < 32:
-            raise ConfigError(str(file), "", "is no service key", "restore it from a backup; without it old requests are void") from None
+            raise ConfigError(
+                str(file), "", "is no service key", "restore it from a backup; without it old requests are void"
+            ) from None
         return key
     with os.fdopen(handle, "w", encoding="ascii") as out:
         out.write(secrets.token_hex(32) + "\n")
@@ -147,7 +180,7 @@ class App:
         self.notifier = notifier or Notifier()
         self.stop = asyncio.Event()
         self.boot_id = uuid.uuid4().hex
-        self._stack = AsyncExitStack()
+        self._stack = contextlib.AsyncExitStack()
         self.loops: list[Loop] = []
 
     async def __aenter__(self) -> App:
@@ -175,3 +208,179 @@ class App:
             raise AlreadyRunning(f"{folder}: another Postsale is running on this folder") from error
         self._stack.callback(os.close, handle)
 
+    # ------------------------------------------------------------------ building
+
+    def _build(self, key: bytes) -> None:
+        config, clock, database = self.config, self.clock, self.database
+        self._key = key
+        self._live_stamp = live_stamp(config.classifier.model_dir)
+        self.orders = OrderBook(config.orders, database, clock)
+        known, stale_after = profiles(config), timedelta(hours=config.orders.stale_after_hours)
+        recheck = Recheck(database=database, clock=clock, lookup=self.orders.lookup, stale_after=stale_after)
+        reviser = Reviser(
+            database=database,
+            clock=clock,
+            thinker=lambda: self.judge.workers,
+            profiles=known,
+            lookup=self.orders.lookup,
+            stale_after=stale_after,
+            key=key,
+        )
+        desk = Desk(
+            database=database,
+            config=config,
+            key=key,
+            staff=StaffRenderer(staff_templates(config)),
+            revise=reviser,
+            labels=lambda: self.judge.mind.model.labels,
+            action_text=lambda code, language: self.judge.mind.playbook.action_text(code, language),
+        )
+        approvals = Approvals(desk, on_notice=self.wake_senders)
+        self.upkeep = Upkeep(tasks=approvals.tasks(), clock=clock, next_due=approvals.next_due)
+        self.advance = Advance(
+            database=database,
+            clock=clock,
+            thinker=lambda: self.judge.workers,
+            profiles=known,
+            settings=self._advance_settings(key, stale_after),
+            lookup=self.orders.lookup,
+            carry_out=lambda case, reading: carry_out(
+                desk, case, reading, worker=self.boot_id, clock=clock, dkim=verified_domain, overridable=guard.overridable
+            ),
+            on_queued=self.wake_senders,
+            on_waiting=self.upkeep.wake,
+            versions=lambda: self.judge.versions,
+        )
+        self.ingests = [self._ingest(mailbox) for mailbox in config.mailboxes]
+        self.senders = [self._deliver(mailbox, recheck) for mailbox in config.mailboxes]
+        self.loops = [*self.ingests, self.advance, *self.senders, self.upkeep]
+
+    def _advance_settings(self, key: bytes, stale_after: timedelta) -> AdvanceSettings:
+        config = self.config
+        return AdvanceSettings(
+            worker=self.boot_id,
+            batch=50,
+            max_attempts=config.reading.attempts,
+            stale_after=stale_after,
+            defer=timedelta(minutes=config.orders.defer_minutes),
+            live=config.service.mode is RunMode.LIVE,
+            live_policies=config.service.live_policies,
+            key=key,
+        )
+
+    def _ingest(self, mailbox: MailboxConfig) -> Ingest:
+        return Ingest(
+            self.database,
+            self.clock,
+            mailbox=mailbox.name,
+            server=mailbox.imap,
+            imap=Imap(mailbox.imap, sign_in(self.config, mailbox)),
+            max_message_bytes=self.config.reading.max_message_bytes,
+            sign_in_pause=timedelta(minutes=self.config.delivery.breaker_minutes),
+            arrived=self.advance.wake,
+        )
+
+    def _deliver(self, mailbox: MailboxConfig, recheck: Recheck) -> Deliver:
+        delivery = self.config.delivery
+        login = sign_in(self.config, mailbox, smtp=True)
+        return Deliver(
+            self.database,
+            self.clock,
+            mailbox=mailbox.name,
+            smtp=Smtp(mailbox.smtp, login, final_reply_seconds=delivery.final_reply_timeout_seconds),
+            sent=Imap(mailbox.imap, sign_in(self.config, mailbox)),
+            caps=mailbox.caps,
+            boot_id=self.boot_id,
+            evidence_minutes=delivery.evidence_minutes,
+            breaker=timedelta(minutes=delivery.breaker_minutes),
+            append_to_sent=mailbox.smtp.append_to_sent,
+            max_connections=mailbox.smtp.max_connections,
+            final_reply_seconds=delivery.final_reply_timeout_seconds,
+            recheck=recheck,
+            leaks=self._leaks,
+            asked=self.upkeep.wake,
+        )
+
+    async def _leaks(self, mime: bytes) -> bool:
+        """Whether bytes that are about to leave hold a live approval token (an approver's forwarded request, say)."""
+        hashes = {tokens.token_hash(self._key, word) for word in tokens.words_like_tokens(mime)}
+        return bool(hashes) and bool(await self.database.read(lambda c: requests.find(c, hashes)))
+
+    def wake_senders(self) -> None:
+        """There may be mail to send."""
+        for sender in self.senders:
+            sender.wake()
+
+    # ------------------------------------------------------------------ running
+
+    async def run(self) -> None:
+        """Work until ``stop`` is set, or until a loop dies; then the exception group is raised."""
+        scheduler = AsyncIOScheduler(timezone="UTC")
+        for loop in (self.advance, *self.senders, self.upkeep):  # ingest has the poll of its own connection
+            scheduler.add_job(loop.wake, "interval", seconds=loop.idle_seconds, misfire_grace_time=None, coalesce=True)
+        scheduler.add_job(self._watch_model, "interval", seconds=5, misfire_grace_time=None, coalesce=True)
+        scheduler.start()
+        self.notifier.ready()
+        log.info("service.ready", mailboxes=len(self.config.mailboxes), mode=self.config.service.mode.value)
+        try:
+            async with asyncio.TaskGroup() as group:
+                for loop in self.loops:
+                    group.create_task(self._supervised(loop), name=loop.name)
+                group.create_task(self._feed_watchdog(), name="watchdog")
+        finally:
+            scheduler.shutdown(wait=False)
+            self.notifier.stopping()
+
+    async def _supervised(self, loop: Loop) -> None:
+        try:
+            await loop.run(self.stop)
+        except Exception:
+            log.critical("loop.died", loop=loop.name, exc_info=True)
+            raise
+
+    async def _feed_watchdog(self) -> None:
+        seconds = watchdog_seconds() or 10
+        while not self.stop.is_set():
+            stalled = [loop.name for loop in self.loops if not loop.healthy]
+            if stalled:
+                log.error("loop.stalled", loops=stalled)
+                self.notifier.status(f"stalled: {', '.join(stalled)}")
+            else:
+                self.notifier.alive()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.stop.wait(), seconds)
+
+    def _watch_model(self) -> None:
+        """A promoted model takes effect without a signal."""
+        stamp = live_stamp(self.config.classifier.model_dir)
+        if stamp != self._live_stamp:
+            self._live_stamp = stamp
+            self.reload()
+
+    def reload(self) -> None:
+        """SIGHUP: read playbook, templates and model anew."""
+        self.notifier.reloading()
+        self.judge.reload()
+        self.notifier.ready()
+        self.advance.wake()
+
+
+def run(path: Path) -> int:
+    """Run the service with this configuration until SIGTERM or SIGINT; returns the exit status."""
+    config = load(path, require_files=True)
+    logging.configure(config.service.log_level, config.service.log_format)
+    try:
+        asyncio.run(serve(config))
+    except* AlreadyRunning as group:
+        raise group.exceptions[0] from None
+    return 0
+
+
+async def serve(config: Config) -> None:
+    """Run one App under the process's signals."""
+    async with App(config) as app:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, app.stop.set)
+        loop.add_signal_handler(signal.SIGHUP, app.reload)
+        await app.run()

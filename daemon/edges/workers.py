@@ -104,6 +104,10 @@ class WorkerPool(Generic[A, R]):
             raise WorkerFailure("memory", "address space used up") from error
         return [value if fine else WorkerFailure(*value) for fine, value in answers]
 
+    def retire(self) -> None:
+        """Take no more work, but let what was given end; the processes go away by themselves."""
+        self._pool.close()
+
     def close(self) -> None:
         """Stop the workers at once; work in progress is given up (it is idempotent)."""
         self._pool.stop()

@@ -46,12 +46,7 @@ def _profile(config: Config, mailbox: MailboxConfig) -> MailboxProfile:
             authserv_less=StaffAuth.M365 in approval.staff_auth,
             shop_domains=frozenset(mailbox.shop_domains),
         ),
-        caps=Caps(
-            replies_to_address_24h=mailbox.caps.per_address_day,
-            replies_in_thread_72h=mailbox.caps.per_thread_72h,
-            replies_last_hour=mailbox.caps.per_hour,
-            mails_from_address_24h=mailbox.caps.mails_per_address_day,
-        ),
+        caps=Caps(**mailbox.caps.model_dump()),
         response_hours=mailbox.response_hours,
         max_age=timedelta(hours=mailbox.max_age_hours),
         undo=timedelta(seconds=approval.undo_seconds),
