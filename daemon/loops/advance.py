@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
@@ -19,11 +19,12 @@ from sqlalchemy import Connection
 
 from daemon import log as logging
 from daemon import record
-from daemon.clock import Clock
+from daemon.clock import RECONNECT_BACKOFF_SECONDS, Clock, backoff
 from daemon.edges.workers import WorkerFailure
+from daemon.errors import NeedsHuman, Transient
 from daemon.loops.loop import Loop, Pace
 from daemon.loops.profiles import MailboxProfile
-from daemon.loops.recheck import OrderRows
+from daemon.loops.recheck import OrderRows, order_state
 from daemon.loops.replies import Author, Thinker, frozen_reply
 from daemon.mime.bounce import bounce_of
 from daemon.mind import DecideTask, ReadTask
@@ -107,9 +108,20 @@ class Advance(Loop):
         self._on_queued = on_queued
         self._on_waiting = on_waiting
         self._versions = versions
+        self._failures = 0
 
     async def step(self) -> Pace:
         """Take one batch forward."""
+        try:
+            pace = await self._batch()
+        except Transient as error:
+            self._failures += 1
+            log.warning("advance.failed", problem=str(error))
+            return Pace(0, backoff(RECONNECT_BACKOFF_SECONDS, self._failures))
+        self._failures = 0
+        return pace
+
+    async def _batch(self) -> Pace:
         now, how = self.clock.now(), self._settings
         claimed = await self._db.write(
             lambda c: cases.claim(c, worker=how.worker, limit=how.batch, lease=LEASE, max_attempts=how.max_attempts, now=now)
@@ -158,7 +170,10 @@ class Advance(Loop):
         if context.duplicate_of is not None:
             await self._finish(item, CaseState.IGNORED, "duplicate", detail={"duplicate_of": context.duplicate_of})
         elif reading.envelope.kind is Kind.APPROVAL:
-            await self._carry_out(case, reading)
+            try:
+                await self._carry_out(case, reading)
+            except Transient as error:  # its sender cannot be proved for now; the lease's end tries again
+                log.warning("approval.postponed", case_id=case.case_id, problem=str(error))
             self._on_queued()
             self._on_waiting()
         elif reading.envelope.notice in (Notice.BOUNCE, Notice.NOT_SENT):
@@ -232,10 +247,18 @@ class Advance(Loop):
         if isinstance(outcome, WorkerFailure):
             await self._fail(item.case, outcome)
             return
-        reply = self._reply(item, outcome) if outcome.draft is not None else None
+        reply = None
+        if outcome.draft is not None and item.reading.envelope.reply_to is not None:
+            try:
+                reply = self._reply(item, outcome)
+            except NeedsHuman as lack:
+                reasons = (*outcome.decision.reasons, lack.reason)
+                outcome = replace(outcome, draft=None, decision=replace(outcome.decision, reasons=reasons))
+
+        final = outcome
 
         def unit(connection: Connection) -> CaseState:
-            to, reason = self._destination(connection, item, outcome)
+            to, reason = self._destination(connection, item, final)
             if to in _REPLACES_EARLIER:
                 self._overtake(connection, item)
             values: dict[str, Any] = {
@@ -276,7 +299,7 @@ class Advance(Loop):
             return CaseState.DEFERRED, outcome.defer_reason
         if not self._live(decision.group):
             return CaseState.SHADOWED, decision.reasons[0]
-        if decision.mode is Mode.HUMAN or outcome.draft is None:
+        if decision.mode is Mode.HUMAN or outcome.draft is None or item.reading.envelope.reply_to is None:
             return CaseState.HUMAN, decision.reasons[-1]
         if any(state is CaseState.HUMAN for _, state in self._earlier(connection, item)):
             return CaseState.HUMAN, "thread_with_person"
@@ -312,9 +335,9 @@ class Advance(Loop):
             reading=item.reading,
             draft=outcome.draft,
             findings=outcome.findings,
-            facts=outcome.facts,
+            order_state=order_state(outcome.facts),
             author=Author(ACTOR, decision.policy, decision.template, automatic=decision.mode is Mode.SEND),
-            clock=self.clock,
+            now=self.clock.now(),
         )
 
     def _outgoing(self, item: _Item, reply: NewDraft) -> Outgoing:

@@ -26,17 +26,18 @@ class MailboxProfile:
 
 def profiles(config: Config) -> dict[str, MailboxProfile]:
     """The profile of every mailbox, by its name."""
-    return {mailbox.name: _profile(config, mailbox) for mailbox in config.mailboxes}
+    return {mailbox.name: profile(config, mailbox) for mailbox in config.mailboxes}
 
 
-def _profile(config: Config, mailbox: MailboxConfig) -> MailboxProfile:
+def profile(config: Config, mailbox: MailboxConfig) -> MailboxProfile:
+    """The profile of one mailbox."""
     approval, domain = mailbox.approval, mailbox.address.rpartition("@")[2]
     own = {mailbox.address, *mailbox.own_addresses, *(m.address for m in config.mailboxes)}
     if approval.address:
         own.add(approval.address)
     return MailboxProfile(
         name=mailbox.name,
-        sender=Address(mailbox.display_name, mailbox.address),
+        sender=Address(mailbox.display_name or mailbox.shop_name, mailbox.address),
         shop_name=mailbox.shop_name or mailbox.display_name,
         identity=Identity(
             own_addresses=frozenset(own),

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from daemon.clock import Clock
 from daemon.config import Config
 from daemon.errors import NeedsHuman
 from daemon.loops import views
+from daemon.loops.profiles import profile
+from daemon.loops.replies import Author, frozen_reply
 from daemon.loops.staff import Revision
 from daemon.steps import draft as drafting
 from daemon.steps import guard
@@ -18,8 +20,7 @@ from daemon.steps.enrich import facts_from_dict
 from daemon.steps.language import detect
 from daemon.store import cases, drafts
 from daemon.store.db import Database
-from daemon.store.drafts import NewDraft
-from daemon.vocab import Address, DeliveryKind, Draft, OrderFacts, Reading
+from daemon.vocab import Draft, OrderFacts, Reading
 
 #: Reads a stored message again in a worker: mailbox name and raw bytes in, Reading out.
 Reread = Callable[[str, bytes], Awaitable[Reading]]
@@ -73,61 +74,19 @@ class Revise:
             staff=True,
         )
         mended, findings = guard.inspect(written, context, detect)
-        revision = row.revision + 1
-        frozen = self._freeze(case_id, revision, row.mailbox, mended, recipient, reading, author, newest)
-        noted = [{"rule": f.rule, "severity": f.severity.value, "excerpt": f.excerpt} for f in findings]
-        return Revision(replace(frozen, findings=noted), findings)
-
-    def _freeze(
-        self,
-        case_id: int,
-        revision: int,
-        mailbox_name: str,
-        written: Draft,
-        recipient: Address,
-        reading: Reading,
-        author: str,
-        newest: Any,
-    ) -> NewDraft:
-        mailbox = self.config.mailbox(mailbox_name)
-        mail = reading.mail
-        message_id = drafting.message_id(
+        frozen = frozen_reply(
             self.key,
-            mailbox=mailbox.name,
+            profile(self.config, self.config.mailbox(row.mailbox)),
             case_id=case_id,
-            kind=DeliveryKind.BUYER_REPLY,
-            revision=revision,
-            domain=mailbox.address.rpartition("@")[2],
-        )
-        try:
-            frozen = drafting.freeze(
-                written,
-                sender=Address(mailbox.display_name or mailbox.shop_name, mailbox.address),
-                recipient=recipient,
-                message_id=message_id,
-                in_reply_to=mail.message_id,
-                references=mail.references or mail.in_reply_to,
-                now=self.clock.now(),
-                automatic=False,
-                quote=drafting.quotable(reading.writing.text),
-            )
-        except ValueError as error:
-            raise NeedsHuman("not_freezable", str(error)) from error
-        return NewDraft(
-            case_id=case_id,
-            revision=revision,
-            subject=written.subject,
-            body=written.body,
-            language=written.language,
-            template=None,
-            policy=None,
-            author=author,
-            recipient=recipient.addr,
-            message_id=frozen.message_id,
-            mime=frozen.mime,
-            sha256=frozen.sha256,
+            revision=row.revision + 1,
+            reading=reading,
+            draft=mended,
+            findings=findings,
             order_state=newest.order_state if newest is not None else None,
+            author=Author(author),
+            now=self.clock.now(),
         )
+        return Revision(frozen, findings)
 
 
 def _facts(outcome: Mapping[str, Any]) -> OrderFacts | None:

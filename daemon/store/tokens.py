@@ -9,6 +9,8 @@ keyed digests: who reads the database cannot make a valid reply from it.
 from __future__ import annotations
 
 import base64
+import email
+import email.policy
 import hashlib
 import hmac
 import re
@@ -19,6 +21,7 @@ TOKEN_BITS = 128
 #: What stands before the token in a plus-address: ``mailbox+ok-<token>@…``.
 TAG_PREFIX = "ok-"
 
+_WORD = re.compile(r"(?<![a-z2-7])[a-z2-7]{26}(?![a-z2-7])", re.IGNORECASE)
 _TAG = re.compile(r"\+ok-([a-z2-7]{26})$", re.IGNORECASE)
 
 
@@ -49,6 +52,17 @@ def token_of(address: str) -> str | None:
     """The token in a plus-address, None when there is none."""
     match = _TAG.search(address.partition("@")[0])
     return match[1].lower() if match else None
+
+
+def words_like_tokens(mime: bytes) -> frozenset[str]:
+    """Every word in a mail, decoded, that has the shape of a token; most are none."""
+    mail = email.message_from_bytes(mime, policy=email.policy.default)
+    texts = [str(value) for value in mail.values()]
+    for part in mail.walk():
+        payload = part.get_payload(decode=True)
+        if isinstance(payload, bytes):
+            texts.append(payload.decode("utf-8", "replace"))
+    return frozenset(word.lower() for text in texts for word in _WORD.findall(text))
 
 
 def reply_address(address: str, token: str) -> str:
