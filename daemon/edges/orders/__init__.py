@@ -41,14 +41,15 @@ class OrderBook:
     async def lookup(self, order_ids: Sequence[OrderId], now: datetime) -> dict[OrderId, list[dict[str, Any]]]:
         """Fact rows of each order, from every source that knows its shop.
 
-        An order nobody knows has an empty list. Transient when an order was
+        Rows carry the id as it was asked for (#1001 also where the report says 1001). An order nobody
+        knows has an empty list. Transient when an order was
         found nowhere while a source could not be asked: it may still be there.
         """
         if not order_ids:
             return {}
         keys = {o: order_key(o.shop, o.value) for o in order_ids}
         kept = await asyncio.to_thread(self._shelf.rows_of, list(dict.fromkeys(keys.values())))
-        found = {o: list(kept[key]) for o, key in keys.items()}
+        found = {o: [{**r, "order_id": o.value} for r in kept[key]] for o, key in keys.items()}
         if any(found.values()):
             editions = await asyncio.to_thread(self._shelf.editions)
             found = {o: [_superseded(r, editions) for r in rows] for o, rows in found.items()}
