@@ -38,6 +38,8 @@ _FRACTION = 40  # bits after the point of a term's value
 _LANE = 8  # bytes of one class in the big integer
 _LARGEST = 256_000_000  # no exported model unpacks to more bytes than this
 _TERMS = 8
+#: How terms of a block are marked when they are shown to people.
+TERM_PREFIXES = {"subject_words": "subject: ", "subject_chars": "subject: ", "cues": "cue: "}
 NEVER = 2.0  # a threshold that no confidence reaches
 
 
@@ -217,8 +219,7 @@ class Model:
         start = 0
         for name, size, _ in self.head.blocks:
             if at < start + size:
-                prefix = {"subject_words": "subject: ", "subject_chars": "subject: ", "cues": "cue: "}.get(name, "")
-                return prefix, self._names[at]
+                return TERM_PREFIXES.get(name, ""), self._names[at]
             start += size
         raise IndexError(at)
 

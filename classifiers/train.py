@@ -27,10 +27,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.svm import LinearSVC
 
 from classifiers.cues import Cues, Table, read_table
-from classifiers.dataset import OPERATOR, Example, Prepared, data_digest, folds, prepare
+from classifiers.dataset import OPERATOR, Example, Prepared, data_digest, folds, prepare, stable_number
 from classifiers.document import Scored
 from classifiers.errors import DataRefused
-from classifiers.inference import NEVER, Head, Model, pack, unpack
+from classifiers.inference import NEVER, TERM_PREFIXES, Head, Model, pack, unpack
+from classifiers.normalize import shown
 from classifiers.vectorize import ANALYSIS, BLOCKS, Analysis, analyse, is_cjk
 
 Progress = Callable[[str, float], None]
@@ -45,6 +46,8 @@ TOP_SHARE = 0.7
 RARE_TERMS_BELOW = 2000
 #: Labels answered by few out-of-fold messages get no threshold: nothing can be promised of them.
 LEAST_ANSWERED = 20
+#: Shares of the training part that the learning curve is drawn through.
+CURVE_SHARES = (0.1, 0.25, 0.5, 1.0)
 
 
 class Settings(NamedTuple):
@@ -133,7 +136,7 @@ def train(
     classes = sorted({e.label for e in used})
     weights = example_weights(used)
     progress("judging unseen messages", 0.15)
-    decisions, known = out_of_fold(matrix, labels, classes, weights, used, analyses, space, progress)
+    decisions, known, why = out_of_fold(matrix, labels, classes, weights, used, analyses, space, progress)
     tops = [e.top for e in used]
     temperature = fit_temperature(decisions, classes, tops, weights)
     progress("final model", 0.8)
@@ -148,7 +151,8 @@ def train(
     )
     packed = pack(head, [t for block in space.vocabulary.values() for t in block], idf, rows)
     model = unpack(packed, head.version)
-    scored = judged(model, probabilities, known)
+    scored = [s._replace(terms=why.get(at, ())) for at, s in enumerate(judged(model, probabilities, known))]
+    curve = learning_curve(matrix, labels, classes, weights, used)
     progress("done", 1.0)
     return Trained(
         model=model,
@@ -172,6 +176,7 @@ def train(
             "thresholds": head.thresholds,
             "precision_asked": settings.precision,
             "temperature": temperature,
+            "learning_curve": curve,
             "terms": sum(len(v) for v in space.vocabulary.values()),
             "seconds": round(time.monotonic() - started, 1),
         },
@@ -253,9 +258,14 @@ def out_of_fold(
     analyses: Sequence[Analysis],
     space: Space,
     progress: Progress,
-) -> tuple[Floats, Floats]:
-    """Decision values and share of known words of every message, by models that did not see its fold."""
+) -> tuple[Floats, Floats, dict[int, tuple[tuple[str, float], ...]]]:
+    """Decision values and share of known words of every message, by models that did not see its fold.
+
+    Also the terms that led astray where the label came out wrong.
+    """
     fold = np.array(folds(examples))
+    names = [f"{TERM_PREFIXES.get(b, '')}{shown(t)}" for b, v in space.vocabulary.items() for t in v]
+    why: dict[int, tuple[tuple[str, float], ...]] = {}
     decisions, known = np.zeros((len(labels), len(classes))), np.ones(len(labels))
     numbers = sorted(set(fold))
     if len(numbers) < 2:
@@ -264,10 +274,55 @@ def out_of_fold(
         inside, outside = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
         coef, intercept = fit_linear(matrix[inside], labels[inside], classes, weights[inside])
         decisions[outside] = matrix[outside] @ coef.T + intercept
+        why |= astray(matrix, decisions, outside, labels, classes, coef, names)
         seen = seen_terms([analyses[int(i)] for i in inside], space.min_df)
         known[outside] = [known_share(analyses[int(i)], seen) for i in outside]
         progress("judging unseen messages", 0.15 + 0.6 * (done + 1) / len(numbers))
-    return decisions, known
+    return decisions, known, why
+
+
+def astray(
+    matrix: sp.csr_matrix,
+    decisions: Floats,
+    rows: NDArray[np.intp],
+    labels: NDArray[np.str_],
+    classes: Sequence[str],
+    coef: Floats,
+    names: Sequence[str],
+) -> dict[int, tuple[tuple[str, float], ...]]:
+    """For messages with a wrong top label: the terms that spoke most for it and against the right one."""
+    found = {}
+    for row in map(int, rows):
+        given, right = int(decisions[row].argmax()), classes.index(str(labels[row]))
+        if classes[given].partition("/")[0] == classes[right].partition("/")[0]:
+            continue
+        mine = matrix[row]
+        pulls = mine.data * (coef[given, mine.indices] - coef[right, mine.indices])
+        strongest = np.argsort(-np.abs(pulls))[:8]
+        found[row] = tuple((names[int(mine.indices[k])], round(float(pulls[k]), 4)) for k in strongest)
+    return found
+
+
+def learning_curve(
+    matrix: sp.csr_matrix, labels: NDArray[np.str_], classes: Sequence[str], weights: Floats, examples: Sequence[Example]
+) -> list[tuple[int, float]]:
+    """Messages trained on, and accuracy of top labels on one fixed fold that none of them is in."""
+    order = sorted(range(len(examples)), key=lambda at: stable_number("curve " + examples[at].key))
+    fold = folds(examples)
+    test = [at for at in order if fold[at] == fold[order[0]]]
+    rest = [at for at in order if fold[at] != fold[order[0]]]
+    if not rest or len(test) < 10:
+        return []
+    points = []
+    for share in CURVE_SHARES:
+        part = np.array(rest[: max(2, round(len(rest) * share))])
+        if len({str(label).partition("/")[0] for label in labels[part]}) < 2:
+            continue
+        coef, intercept = fit_linear(matrix[part], labels[part], classes, weights[part])
+        best = (matrix[test] @ coef.T + intercept).argmax(axis=1)
+        right = [classes[b].partition("/")[0] == examples[at].top for b, at in zip(best, test, strict=True)]
+        points.append((len(part), round(sum(right) / len(right), 4)))
+    return points
 
 
 def seen_terms(analyses: Sequence[Analysis], min_df: int) -> tuple[set[str], set[str]]:
