@@ -56,10 +56,10 @@ class Version(NamedTuple):
     problem: str | None
 
 
-def signing_key(model_dir: Path, key_file: Path | None = None) -> bytes:
-    """The key that signs models; made where there is none yet. Raises ModelRefused for an unusable one."""
+def signing_key(model_dir: Path, key_file: Path | None = None, *, make: bool = False) -> bytes:
+    """The key that signs models; with ``make``, made where there is none yet. Raises ModelRefused for an unusable one."""
     file = key_file or model_dir / KEY_FILE
-    if key_file is None and not file.exists():
+    if make and key_file is None and not file.exists():
         model_dir.mkdir(parents=True, exist_ok=True)
         _write(file, secrets.token_hex(32).encode() + b"\n", mode=0o600)
     try:

@@ -26,8 +26,7 @@ def render(
     parts = [
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title><style>{_STYLE}</style>",
         f"<h1>{html.escape(title)}</h1>",
-        f"<p>{details['messages']} messages, {details['own_messages']} of them your own. "
-        + "Figures are of messages judged by a model that did not see them.</p>",
+        _lead(details),
         _labels(evaluation),
         "<h2>What would be answered</h2>",
         _answered(evaluation),
@@ -46,6 +45,13 @@ def render(
         "</html>",
     ]
     return "\n".join(parts).encode()
+
+
+def _lead(details: dict[str, Any]) -> str:
+    return (
+        f"<p>{details['messages']} messages, {details['own_messages']} of them your own. "
+        "Figures are of messages judged by a model that did not see them.</p>"
+    )
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

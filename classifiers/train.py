@@ -184,12 +184,14 @@ def train(
 
 
 def fitting_starter(own: Sequence[Example], starter: Sequence[Example]) -> list[Example]:
-    """The starter messages to train along: none when the labels of the data are another set.
+    """The starter messages to train along: none when most of the data bears labels of another set.
 
     Messages that the operator labelled otherwise, or the same, are left to the operator.
     """
     known = {e.top for e in starter}
-    if own and not {e.top for e in own} & known:
+    shared = {e.top for e in own} & known
+    of_ours = sum(e.top in known for e in own)
+    if of_ours < len(own) and (len(shared) < 2 or 2 * of_ours < len(own)):
         return []
     taken = {e.key for e in own}
     return [e for e in starter if e.key not in taken]

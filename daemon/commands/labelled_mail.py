@@ -29,6 +29,8 @@ from classifiers.document import Document
 from classifiers.errors import DataRefused
 from daemon.commands.shared import open_database
 from daemon.config import Config, ImapConfig
+from daemon.edges.credentials import SignIn, sign_in
+from daemon.edges.imap import Imap
 from daemon.steps import language, marketplace, parse, writing
 from daemon.store.tables import feedback
 from daemon.vocab import Identity
@@ -133,8 +135,8 @@ def _mbox(file: Path, label: str) -> Iterator[Example]:
 
 
 def _feedback(config: Config) -> Iterator[Example]:
-    with open_database(config) as database, database.read() as connection:
-        rows = connection.execute(select(feedback).order_by(feedback.c.id)).all()
+    with open_database(config) as database:
+        rows = database.read_now(lambda connection: connection.execute(select(feedback).order_by(feedback.c.id)).all())
     for row in rows:
         if row.text or row.subject:
             yield Example(
@@ -157,8 +159,25 @@ def _imap(source: str, config: Config) -> Iterator[Example]:
         folder, _, keyword = place.partition("#")
         if not label or not folder:
             raise DataRefused(f"{source}: write imap:MAILBOX:LABEL=FOLDER, several between commas")
-        from daemon.edges.credentials import sign_in
-
         server = account.imap.model_copy(update={"folder": folder})
         for uid, raw in asyncio.run(_fetch(server, sign_in(config, account), keyword)):
             yield example_of(raw, label, f"{name}/{folder}/{uid}")
+
+
+async def _fetch(server: ImapConfig, credential: SignIn, keyword: str) -> list[tuple[int, bytes]]:
+    """The messages of one folder; nothing on the server changes."""
+    imap = Imap(server, credential, writable=False)
+    found: list[tuple[int, bytes]] = []
+    try:
+        await imap.open()
+        uids = await imap.uids_with(keyword)
+        for start in range(0, len(uids), FETCHED_AT_ONCE):
+            listed = await imap.sizes(uids[start : start + FETCHED_AT_ONCE])
+            small = [item.uid for item in listed if item.size <= LARGEST]
+            large = [item.uid for item in listed if item.size > LARGEST]
+            bodies = await imap.fetch(small, size=sum(i.size for i in listed if i.size <= LARGEST)) if small else {}
+            bodies |= await imap.fetch_head(large) if large else {}
+            found += sorted(bodies.items())
+    finally:
+        await imap.close()
+    return found

@@ -129,6 +129,11 @@ class Imap:
         # n:* names the last message even when its UID is below n
         return await self._call(lambda c: sorted(u for u in c.search(["UID", f"{uid + 1}:*"]) if u > uid))
 
+    async def uids_with(self, keyword: str) -> list[int]:
+        """UIDs of the messages that carry an IMAP keyword; of all messages when it is empty."""
+        criteria = ["KEYWORD", _safe(keyword)] if keyword else ["ALL"]
+        return await self._call(lambda c: sorted(c.search(criteria)))
+
     async def uids_since(self, lowest: int, newest: int, day: date) -> list[int]:
         """UIDs from ``lowest`` up to ``newest`` of mail that arrived on ``day`` or later, asked for in windows."""
 
