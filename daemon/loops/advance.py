@@ -231,7 +231,12 @@ class Advance(Loop):
 
         def unit(connection: Connection) -> None:
             now = self.clock.now()
-            for case_id, state in cases.open_in_thread(connection, item.context.thread_id, before=item.case.case_id):
+            orders = [o.value for o in item.reading.envelope.order_ids]
+            waiting = {
+                *cases.open_in_thread(connection, item.context.thread_id, before=item.case.case_id),
+                *cases.open_for_orders(connection, item.case.mailbox, orders, before=item.case.case_id),
+            }
+            for case_id, state in sorted(waiting):
                 if state is CaseState.HUMAN:
                     move_case(connection, case_id, state, CaseState.CLOSED, reason="answered_elsewhere", actor=ACTOR, now=now)
                 else:

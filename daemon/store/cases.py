@@ -424,6 +424,26 @@ def open_in_thread(connection: Connection, thread_id: int, *, before: int) -> li
     return [(row.id, CaseState(row.state)) for row in rows]
 
 
+def open_for_orders(
+    connection: Connection, mailbox: str, order_ids: Sequence[str], *, before: int
+) -> list[tuple[int, CaseState]]:
+    """Earlier buyer messages about these orders that still wait for an answer, oldest first."""
+    if not order_ids:
+        return []
+    rows = connection.execute(
+        select(cases.c.id, cases.c.state)
+        .where(
+            cases.c.mailbox == mailbox,
+            cases.c.order_id.in_(order_ids),
+            cases.c.id < before,
+            cases.c.kind == Kind.BUYER.value,
+            cases.c.state.in_([s.value for s in OPEN_STATES]),
+        )
+        .order_by(cases.c.id)
+    )
+    return [(row.id, CaseState(row.state)) for row in rows]
+
+
 def newer_in_thread(connection: Connection, thread_id: int, *, after: int) -> bool:
     """Whether the buyer wrote again in a thread after the message of this case."""
     found = connection.execute(

@@ -147,6 +147,7 @@ cases = Table(
 Index("ix_cases_state_due", cases.c.state, cases.c.due_at)
 Index("ix_cases_mailbox_content_key", cases.c.mailbox, cases.c.content_key)
 Index("ix_cases_mailbox_message_id", cases.c.mailbox, cases.c.message_id)
+Index("ix_cases_mailbox_order_id", cases.c.mailbox, cases.c.order_id)
 Index("ix_cases_thread_id", cases.c.thread_id)
 Index("ix_cases_mailbox_sender", cases.c.mailbox, cases.c.sender, cases.c.received_at)
 Index("ix_cases_received_at", cases.c.received_at)

@@ -128,6 +128,7 @@ def upgrade() -> None:
     op.create_index("ix_cases_mailbox_sender", "cases", ["mailbox", "sender", "received_at"], unique=False)
     op.create_index("ix_cases_received_at", "cases", ["received_at"], unique=False)
     op.create_index("ix_cases_state_due", "cases", ["state", "due_at"], unique=False)
+    op.create_index("ix_cases_mailbox_order_id", "cases", ["mailbox", "order_id"], unique=False)
     op.create_index("ix_cases_thread_id", "cases", ["thread_id"], unique=False)
     op.create_table(
         "thread_keys",
