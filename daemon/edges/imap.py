@@ -126,8 +126,13 @@ class Imap:
 
     async def uids_after(self, uid: int) -> list[int]:
         """UIDs above ``uid``, ascending."""
-        # n:* names the last message even when its UID is below n
-        return await self._call(lambda c: sorted(u for u in c.search(["UID", f"{uid + 1}:*"]) if u > uid))
+
+        def look(client: _Client) -> list[int]:
+            client.noop()  # SEARCH alone answers from what the session has seen so far
+            # n:* names the last message even when its UID is below n
+            return sorted(u for u in client.search(["UID", f"{uid + 1}:*"]) if u > uid)
+
+        return await self._call(look)
 
     async def uids_with(self, keyword: str) -> list[int]:
         """UIDs of the messages that carry an IMAP keyword; of all messages when it is empty."""

@@ -167,12 +167,13 @@ class Deliver(Loop):
             done += await self._send_due(now)
             return Pace(done, await self._until_next())
         except Transient as error:
+            self._recovered = False  # a commit whose answer was lost may have claimed a row that nobody sends
             _logger.warning("delivery.postponed", mailbox=self.mailbox, problem=str(error))
             return Pace(0, 5)
 
     async def _recover(self) -> None:
         queued, uncertain = await self._write(
-            lambda c: outbox.recover(c, self.mailbox, boot_id=self._boot_id, now=self.clock.now())
+            partial(outbox.recover, mailbox=self.mailbox, under_way=set(self._under_way), now=self.clock.now())
         )
         if queued or uncertain:
             _logger.warning("delivery.recovered", mailbox=self.mailbox, queued=queued, uncertain=uncertain)
@@ -195,10 +196,14 @@ class Deliver(Loop):
         rows = await self._database.read(lambda c: outbox.due(c, self.mailbox, now=now, limit=self._max_connections * 4))
         done = 0
         for start in range(0, len(rows), self._max_connections):
-            claimed = [row for row in rows[start : start + self._max_connections] if await self._ready(row)]
-            attempts = [await self._claim(row) for row in claimed]
-            under_way = [attempt for attempt in attempts if attempt is not None]
-            await self._carry_out(under_way)
+            under_way: list[_Attempt] = []
+            try:
+                # one after the other, so that what is claimed counts against the caps of the next
+                for row in rows[start : start + self._max_connections]:
+                    if await self._ready(row) and (attempt := await self._claim(row)) is not None:
+                        under_way.append(attempt)
+            finally:  # what was claimed goes, whatever became of the next
+                await self._carry_out(under_way)
             done += len(under_way)
             self.beat()
             if self._stopping or self.clock.monotonic() < self._try_at:

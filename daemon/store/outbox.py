@@ -373,17 +373,18 @@ def hold_back(connection: Connection, delivery_id: int, *, until: datetime, now:
 # --------------------------------------------------------------------------- unknown fate
 
 
-def recover(connection: Connection, mailbox: str, *, boot_id: str, now: datetime) -> tuple[int, int]:
-    """At start, holding the mailbox's lock: settle what an earlier run left; returns (queued again, uncertain).
+def recover(connection: Connection, mailbox: str, *, under_way: Collection[int], now: datetime) -> tuple[int, int]:
+    """Holding the mailbox's lock: settle what nobody sends any more; returns (queued again, uncertain).
 
-    What was claimed had sent no body byte and is queued again. What was
-    transmitting is of unknown fate.
+    ``under_way`` are the deliveries that this run is sending; at start there
+    are none. What was claimed had sent no body byte and is queued again. What
+    was transmitting is of unknown fate.
     """
     left = _load(
         connection,
         outbox.c.mailbox == mailbox,
         outbox.c.state.in_([DeliveryState.CLAIMED.value, DeliveryState.TRANSMITTING.value]),
-        or_(outbox.c.claimed_by.is_(None), outbox.c.claimed_by != boot_id),
+        outbox.c.id.not_in(list(under_way)),
         order=(outbox.c.id,),
     )
     transmitting = 0

@@ -76,6 +76,7 @@ def outgoing(
     message_id = f"<r.{kind.value}.{case_id}.{revision}{name}@bot.example.test>"
     mime = (
         f"From: Shop <shop@example.test>\r\nTo: {recipient}\r\nSubject: Re: order\r\nMessage-ID: {message_id}\r\n"
+        "Date: Mon, 02 Nov 2026 10:00:00 +0000\r\n"
         "MIME-Version: 1.0\r\nContent-Type: text/plain; charset=utf-8\r\n\r\nIt is on its way.\r\n"
     ).encode()
     return Outgoing(

@@ -231,9 +231,9 @@ def test_restart_queues_what_was_claimed_and_doubts_what_was_transmitting(databa
     begin(database, claimed, now, transmit=False)
     begin(database, moving, now)
     begin(database, staff, now)
-    assert database.write_now(lambda c: outbox.recover(c, "shop", boot_id=BOOT, now=now)) == (0, 0)
-    assert database.write_now(lambda c: outbox.recover(c, "other", boot_id="boot-2", now=now)) == (0, 0)
-    assert database.write_now(lambda c: outbox.recover(c, "shop", boot_id="boot-2", now=now)) == (1, 2)
+    assert database.write_now(lambda c: outbox.recover(c, "shop", under_way=[claimed, moving, staff], now=now)) == (0, 0)
+    assert database.write_now(lambda c: outbox.recover(c, "other", under_way=(), now=now)) == (0, 0)
+    assert database.write_now(lambda c: outbox.recover(c, "shop", under_way=(), now=now)) == (1, 2)
     assert states(database, claimed) == ("queued", "queued")
     assert states(database, moving) == ("uncertain", "uncertain")
     assert states(database, staff) == ("queued", None)
@@ -246,7 +246,7 @@ def test_a_late_word_of_the_server_settles_what_another_run_doubted(
 ) -> None:
     _, delivery = queued
     begin(database, delivery, now)
-    database.write_now(lambda c: outbox.recover(c, "shop", boot_id="boot-2", now=now))
+    database.write_now(lambda c: outbox.recover(c, "shop", under_way=(), now=now))
     database.write_now(lambda c: outbox.accepted(c, delivery, boot_id=BOOT, code=250, reply="ok", now=now))
     assert states(database, delivery) == ("sent", "sent")
 
