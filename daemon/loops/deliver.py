@@ -200,8 +200,8 @@ class Deliver(Loop):
             try:
                 # one after the other, so that what is claimed counts against the caps of the next
                 for row in rows[start : start + self._max_connections]:
-                    if await self._ready(row) and (attempt := await self._claim(row)) is not None:
-                        under_way.append(attempt)
+                    if await self._ready(row):
+                        under_way += await self._claim(row)
             finally:  # what was claimed goes, whatever became of the next
                 await self._carry_out(under_way)
             done += len(under_way)
@@ -270,14 +270,14 @@ class Deliver(Loop):
         await self._write(partial(outbox.hold_back, delivery_id=row.id, until=until, now=self.clock.now()))
         return False
 
-    async def _claim(self, row: Delivery) -> _Attempt | None:
-        """Commit A."""
+    async def _claim(self, row: Delivery) -> list[_Attempt]:
+        """Commit A; empty when the row is no longer to be had."""
         try:
             claimed = await self._write(partial(outbox.claim, delivery_id=row.id, boot_id=self._boot_id, now=self.clock.now()))
         except StaleMove as stale:
             _logger.info("delivery.stale", mailbox=self.mailbox, delivery=row.id, problem=str(stale))
-            return None
-        return _Attempt(claimed)
+            return []
+        return [_Attempt(claimed)]
 
     async def _carry_out(self, attempts: Sequence[_Attempt]) -> None:
         for attempt in attempts:

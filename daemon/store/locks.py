@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from sqlalchemy import Connection, text
@@ -26,6 +27,7 @@ class Lock:
     def __init__(self, database: Database, name: str) -> None:
         self._database = database
         self._name = name
+        self._key = int.from_bytes(hashlib.sha256(f"postsale:{name}".encode()).digest()[:8], "big", signed=True)
         self._handle: int | None = None
         self._connection: Connection | None = None
 
@@ -55,7 +57,9 @@ class Lock:
             self._handle = None
         if self._connection is not None:
             connection, self._connection = self._connection, None
-            connection.invalidate()  # ends the session, and with it the lock
+            with suppress(DBAPIError):  # a dead session has no lock any more
+                connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": self._key})
+            connection.invalidate()  # ends the session, and with it the lock in any case
             connection.close()
 
     def _flock(self) -> bool:
@@ -73,10 +77,9 @@ class Lock:
         return True
 
     def _advise(self) -> bool:
-        key = int.from_bytes(hashlib.sha256(f"postsale:{self._name}".encode()).digest()[:8], "big", signed=True)
         try:
             connection = self._database.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-            if connection.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": key}).scalar_one():
+            if connection.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": self._key}).scalar_one():
                 self._connection = connection
                 return True
             connection.close()
