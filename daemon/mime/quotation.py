@@ -31,8 +31,15 @@ _DATE: Final = re.compile(
 )
 _TIME: Final = re.compile(r"(?<!\d)\d{1,2}\s?[:h.：]\s?[0-5]\d(?!\d)|\d{1,2}\s?時|\d{1,2}\s?[ap]\.?m\b", re.IGNORECASE)
 _ADDR: Final = re.compile(r"[^\s@<>]{1,128}@[^\s@<>]{1,200}\.[^\s@<>]{2,24}|<mailto:|@[^\s<>]{3,250}>")
+# What may stand in front of the first digit of a date: after a lead word anything short, else the name of a weekday.
+_DATE_AFTER_LEAD: Final = re.compile(r"(?:[^\W\d_]{1,14}[.,]{0,2}[ \u00a0]{1,3}){0,3}\(?\d{1,4}(?!\d)")
 _WEEKDAY: Final = re.compile(
-    r"(?:mon|tue|wed|thu|fri|sat|sun|mo|di|mi|do|fr|sa|so|lun|mar|mer|jeu|ven|sam|dim|mié|mie|jue|vie|sáb|dom|gio|sab|seg|ter|qua|qui|sex|ma|wo|vr|za|zo|пн|вт|ср|чт|пт|сб|вс|pon|wt|śr|czw|pt|sob|nie|mån|tis|ons|tor|fre|lör|sön|man|tir|lør|søn|jan|feb|mär|maerz|märz|apr|may|mai|jun|jul|aug|sep|oct|okt|nov|dec|dez|déc|janv|févr|ene|abr|ago|dic|gen|mag|giu|lug|set|ott)[^\W\d_]{0,9}\b",
+    r"(?:mon|monday|tue|tues|tuesday|wed|wednesday|thu|thur|thurs|thursday|fri|friday|sat|saturday|sun|sunday|mo|montag|di|dienstag|mi|mittwoch|do|donnerstag|fr|freitag|sa|samstag|sonnabend|so|sonntag"
+    r"|lun|lundi|mar|mardi|mer|mercredi|jeu|jeudi|ven|vendredi|sam|samedi|dim|dimanche|lunes|martes|mié|mie|miércoles|jue|jueves|vie|viernes|sáb|sábado|dom|domingo|lunedì|martedì|mercoledì|gio|giovedì|venerdì|sabato|domenica"
+    r"|seg|segunda|segunda-feira|ter|terça|terça-feira|qua|quarta|quarta-feira|qui|quinta|quinta-feira|sex|sexta|sexta-feira|ma|di|wo|vr|za|zo|maandag|dinsdag|woensdag|donderdag|vrijdag|zaterdag|zondag"
+    r"|pon|poniedziałek|wt|wto|wtorek|śr|środa|czw|czwartek|pt|piątek|sob|sobota|niedz|nie|niedziela|mån|tis|ons|tors|tor|fre|lör|sön|måndag|tisdag|onsdag|torsdag|fredag|lördag|söndag|man|tir|tirs|lør|søn|mandag|tirsdag|lørdag|søndag"
+    r"|ma|ti|ke|to|pe|la|su|maanantai|tiistai|keskiviikko|torstai|perjantai|lauantai|sunnuntai|po|út|st|čt|pá|so|ne|h|k|sze|cs|p|szo|v|пн|вт|ср|чт|пт|сб|вс|нд|понедельник|вторник|среда|четверг|пятница|суббота|воскресенье|понеділок|вівторок|середа"
+    r"|lu|mi|jo|vi|sâ|du|pzt|sal|çar|per|cum|cmt|paz)[.,]{0,2}[ \u00a0]{1,3}(?:[^\W\d_]{3,12}[.,]?[ \u00a0])?\d",
     re.IGNORECASE,
 )
 _FIRST_PERSON: Final = re.compile(
@@ -314,7 +321,7 @@ _ENDS: Final = (":", "：")
 
 def _attribution_length(lines: list[str], quoted: list[bool], index: int) -> int:
     line = lines[index].strip()
-    if len(line) > 400 or not _may_open(line):
+    if len(line) > 400 or not _may_open(line) or _ends_sentence(line):
         return 0
     joined = ""
     blanks = 0
@@ -325,7 +332,7 @@ def _attribution_length(lines: list[str], quoted: list[bool], index: int) -> int
         piece = lines[position].strip()
         if blank(piece):
             blanks += 1
-            if blanks > 1 or not _starts_with_date(line):
+            if blanks > 1 or not (_starts_with_date(line) and _DATE.search(line) and _TIME.search(line)):
                 return 0
             continue
         if length > 1 and quoted[position] and not _closes(piece):
@@ -358,12 +365,20 @@ def _may_open(line: str) -> bool:
 
 
 def _starts_with_date(line: str) -> bool:
-    head = line.lstrip("*_-–— >").lower()[:80]
-    lead = words().leads.match(head)
-    rest = head[lead.end() :] if lead is not None else head
-    if _WEEKDAY.match(rest):
+    head = line.lstrip("*_-–— >").lower()[:90]
+    if head[:1].isdigit():
+        return _DATE.match(head) is not None or _WEEKDAY.search(head[:40]) is not None or _DATE.search(head[:40]) is not None
+    if _WEEKDAY.match(head):
         return True
-    return bool(rest[:1].isdigit() and (_DATE.search(rest) or (lead is not None and _TIME.search(rest)) or lead is not None))
+    lead = words().leads.match(head)
+    return lead is not None and _DATE_AFTER_LEAD.match(head, lead.end()) is not None
+
+
+def _ends_sentence(line: str) -> bool:
+    return line.endswith(("?", "!", "。", "？", "！")) or _FULL_STOP.search(line) is not None
+
+
+_FULL_STOP: Final = re.compile(r"[^\W\d_]{5,}[.]$")
 
 
 def _closes(piece: str) -> bool:

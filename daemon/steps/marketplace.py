@@ -542,19 +542,19 @@ _STOPS: Final = frozenset(
 # --------------------------------------------------------------------------- order ids
 
 _DASH: Final = re.compile(r"[\u2010-\u2015\u2212\ufe58\ufe63\uff0d\u30fc\u2500\u00ad]")
-_AMAZON: Final = re.compile(r"(?<![\w-])(\d{3})\s?-\s?(\d{7})\s?-\s?(\d{7})(?![\w-]|\s?-\s?\d)")
-_AMAZON_OTHER: Final = re.compile(r"(?<![\w-])([DPS]\d{2})-(\d{7})-(\d{7})(?![\w-])", re.IGNORECASE)
-_AMAZON_RUN: Final = re.compile(r"(?<![\w-])(\d{3})(\d{7})(\d{7})(?![\w-])")
-_EBAY: Final = re.compile(r"(?<![\w-])(\d{2}-\d{5}-\d{5})(?![\w-])")
-_EBAY_OLD: Final = re.compile(r"(?<![\w-])(\d{10,13}!\d{10,18}|\d{12}-\d{10,14})(?![\w-])")
+_AMAZON: Final = re.compile(r"(?<![A-Za-z0-9-])(\d{3})\s?-\s?(\d{7})\s?-\s?(\d{7})(?![A-Za-z0-9-]|\s?-\s?\d)")
+_AMAZON_OTHER: Final = re.compile(r"(?<![A-Za-z0-9-])([DPS]\d{2})-(\d{7})-(\d{7})(?![A-Za-z0-9-])", re.IGNORECASE)
+_AMAZON_RUN: Final = re.compile(r"(?<![A-Za-z0-9-])(\d{3})(\d{7})(\d{7})(?![A-Za-z0-9-])")
+_EBAY: Final = re.compile(r"(?<![A-Za-z0-9-])(\d{2}-\d{5}-\d{5})(?![A-Za-z0-9-])")
+_EBAY_OLD: Final = re.compile(r"(?<![A-Za-z0-9-])(\d{10,13}!\d{10,18}|\d{12}-\d{10,14})(?![A-Za-z0-9-])")
 _ORDER_WORD: Final = r"(?:purchase order|sales order|customer order|order|po|bestell(?:ung|nummer|nr\.?)|auftrag(?:snummer)?|commande|pedido|orden|ordine|encomenda|zamówieni[ea]|bestelling|beställning|receipt|transaction|注文(?:番号)?|订单(?:号|编号)?|訂單(?:編號|號)?)"
 _LABELLED_NUMBER: Final = re.compile(
-    rf"{_ORDER_WORD}(?:\s?(?:id|no\.?|nr\.?|number|num|numero|número|numéro|nummer|n[°º.]|numer|号|番号)){{0,2}}[\s:：#.*|(-]{{0,8}}#?(\d{{9,15}})(?![\w-])",
+    rf"{_ORDER_WORD}(?:\s?(?:id|no\.?|nr\.?|number|num|numero|número|numéro|nummer|n[°º.]|numer|号|番号)){{0,2}}[\s:：#.*|(-]{{0,8}}#?(\d{{9,15}})(?![A-Za-z0-9-])",
     re.IGNORECASE,
 )
-_HASH: Final = re.compile(r"(?<![\w&/#])#\s?([A-Za-z]{0,4}-?\d{3,8}(?:-[A-Za-z0-9]{1,4})?)(?![\w-])")
+_HASH: Final = re.compile(r"(?<![\w&/#])#\s?([A-Za-z]{0,4}-?\d{3,8}(?:-[A-Za-z0-9]{1,4})?)(?![A-Za-z0-9-])")
 _LABELLED_SHORT: Final = re.compile(
-    rf"{_ORDER_WORD}(?:\s?(?:id|no\.?|nr\.?|number|num|numero|número|numéro|nummer|n[°º.]|numer|号|番号)){{0,2}}[\s:：.*(]{{0,6}}(?:#\s?)?([A-Za-z]{{0,4}}\d{{4,7}})(?![\w-]|[.,]\d)",
+    rf"{_ORDER_WORD}(?:\s?(?:id|no\.?|nr\.?|number|num|numero|número|numéro|nummer|n[°º.]|numer|号|番号)){{0,2}}[\s:：.*(]{{0,6}}(?:#\s?)?([A-Za-z]{{0,4}}\d{{4,7}})(?![A-Za-z0-9-]|[.,]\d)",
     re.IGNORECASE,
 )
 
