@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Final
 
 from daemon.vocab import Authentication, Identity, ParsedMail
@@ -59,6 +60,7 @@ def _authserv_id(value: str) -> str | None:
     return word.strip('"')[:255] or None
 
 
+@lru_cache(maxsize=16)  # the envelope and the authentication step ask about the same field
 def _read(value: str, from_domain: str, source: str) -> Authentication:
     if len(value) > _TOO_LONG:
         return _NOTHING

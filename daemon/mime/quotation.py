@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 import tomllib
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
 from typing import Final
 
@@ -102,6 +102,13 @@ def _any_of(words: list[str]) -> re.Pattern[str]:
     dense = [word for word in words if ord(word[0]) >= 0x2E80]
     pattern = rf"(?<!\w)(?:{_alternatives(spaced)})(?!\w)"
     return re.compile(pattern + (f"|{_alternatives(dense)}" if dense else ""), re.IGNORECASE)
+
+
+@lru_cache(maxsize=8)
+def marked(text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The lines of a text and, for each, whether it is ``OWN`` or ``QUOTE``. The last few texts are remembered."""
+    lines = split_lines(text)
+    return tuple(lines), tuple(mark_quotations(lines))
 
 
 def split_lines(text: str) -> list[str]:
@@ -262,6 +269,7 @@ def _is_separator(lines: list[str], index: int) -> bool:
     return False
 
 
+@lru_cache(maxsize=2048)  # neighbouring lines are asked about again and again
 def _label(line: str) -> tuple[frozenset[str], str] | None:
     match = _LABEL.match(line) if len(line) < 1000 else None
     if match is None:

@@ -178,7 +178,8 @@ def _from_base64(body: bytes, *, text: bool) -> bytes:
     stripped = body.strip()
     foreign = _NOT_BASE64_LINE.search(stripped)
     if foreign is None and b"=" not in stripped.rstrip(b"=\n\t ") and b" " not in stripped:
-        return unbase64(stripped)
+        impossible = len(stripped) < 1000 and len(stripped.replace(b"\n", b"")) % 4 == 1
+        return body if impossible else unbase64(stripped)
     # Footers are appended to encoded bodies by list servers, and plain text is sent under the label.
     coded: list[bytes] = []
     plain: list[bytes] = []

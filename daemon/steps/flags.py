@@ -24,7 +24,7 @@ _MOST_TOKENS: Final = 4000
 _GAP_WORDS: Final = 4
 _PICTURE_BYTES: Final = 8 * 1024  # smaller inline pictures are logos and tracking pixels
 _APOSTROPHES: Final = str.maketrans({"’": "'", "‘": "'", "`": "'", "´": "'", "‐": "-", "‑": "-", "–": "-", "\u00a0": " "})
-_TOKEN: Final = re.compile(r"[^\W_]+")
+_TOKEN: Final = re.compile(r"[^\W_\u2e80-\u9fff\uac00-\ud7a3]+")
 _DENSE: Final = re.compile(r"[\u2e80-\u9fff\uac00-\ud7a3\uf900-\ufaff]")
 _CLAUSE_END: Final = re.compile(r"[.!?;:,\n。！？、，]")
 _GAP: Final = "..."
@@ -139,9 +139,9 @@ def _fits(token: str, piece: str) -> bool:
 
 
 def _negated(text: str, tokens: list[tuple[str, int, int]], index: int) -> bool:
-    """Whether a negation stands within four words before, in the same clause."""
+    """Whether a negation stands within six words before, in the same clause."""
     negations = _lists().negations
-    for other in range(index - 1, max(index - 5, -1), -1):
+    for other in range(index - 1, max(index - 7, -1), -1):
         if _CLAUSE_END.search(text, tokens[other][2], tokens[other + 1][1]):
             return False
         if tokens[other][0] in negations:
@@ -163,9 +163,8 @@ def _dense_terms(text: str) -> Iterator[tuple[Flag, str]]:
 
 def _dense_negated(text: str, start: int, end: int) -> bool:
     lists = _lists()
-    return text[max(0, start - 4) : start].endswith(lists.dense_before) or any(
-        word in text[end : end + 8] for word in lists.dense_after
-    )
+    before = _CLAUSE_END.split(text[max(0, start - 6) : start])[-1]
+    return any(word in before for word in lists.dense_before) or any(word in text[end : end + 8] for word in lists.dense_after)
 
 
 def _is_picture(item: Attachment) -> bool:

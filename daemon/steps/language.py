@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from lingua import LanguageDetector
 
 _LOOKED_AT: Final = 3000
-_NOISE: Final = re.compile(r"https?://\S+|www\.\S+|\S+@\S+\.\S+|\[[^\]\n]{0,80}\]|[A-Za-z]*\d[A-Za-z0-9-]*", re.IGNORECASE)
+_NOISE: Final = re.compile(
+    r"https?://\S+|www\.\S+|[^\s@]{0,64}@\S{1,200}|\[[^\]\n]{0,80}\]|[A-Za-z]*\d[A-Za-z0-9-]*", re.IGNORECASE
+)
 _WORD: Final = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 _KANA: Final = re.compile(r"[\u3041-\u3096\u30a1-\u30fa\uff66-\uff9d]")
 _HAN: Final = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]")

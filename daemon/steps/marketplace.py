@@ -23,7 +23,7 @@ from typing import Final
 
 from daemon.mime.authentication import authentication_of
 from daemon.mime.bounce import bounce_of
-from daemon.mime.quotation import QUOTE, blank, mark_quotations, split_lines
+from daemon.mime.quotation import QUOTE, blank, marked
 from daemon.vocab import Address, Envelope, Identity, Kind, Notice, OrderId, ParsedMail
 
 _ROUTER: Final = "x-space-notification-type"
@@ -37,7 +37,7 @@ _NO_RESPONSE: Final = re.compile(
 _SUBJECT_NAME: Final = re.compile(
     r"(?i)(?:from amazon customer|von amazon-kunden?|du client amazon|del cliente de amazon|dal cliente amazon|from ebay (?:member|user))\s+(.{1,80}?)\s*(?:\((?:order|bestellung|commande|pedido|ordine)|$)"
 )
-_DASHED_WORD: Final = re.compile(r"^\s*-{5,}\s?([^-\n]{2,60}?)\s?-{5,}[←\s]*$")
+_DASHED_WORD: Final = re.compile(r"^\s{0,20}-{5,200}+\s?([^-\n]{2,60}?)\s?-{5,200}+[←\s]*$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +77,12 @@ def _facts() -> _Facts:
     amazon = data["amazon"]
     return _Facts(
         sites=sites,
-        start=re.compile(rf"-{{5,}}\s{{0,4}}(?:{'|'.join(amazon['start'])})\s{{0,3}}[:：]?\s{{0,4}}-{{5,}}", re.IGNORECASE),
-        end=re.compile(rf"-{{5,}}\s{{0,4}}(?:{'|'.join(amazon['end'])})\s{{0,3}}[:：]?\s{{0,4}}-{{5,}}", re.IGNORECASE),
+        start=re.compile(
+            rf"(?<!-)-{{5,200}}+\s{{0,4}}(?:{'|'.join(amazon['start'])})\s{{0,3}}[:：]?\s{{0,4}}-{{5,200}}+", re.IGNORECASE
+        ),
+        end=re.compile(
+            rf"(?<!-)-{{5,200}}+\s{{0,4}}(?:{'|'.join(amazon['end'])})\s{{0,3}}[:：]?\s{{0,4}}-{{5,200}}+", re.IGNORECASE
+        ),
         footers=_line_start(amazon["footers"]),
         heads=_line_start(amazon["heads"]),
         on_behalf=_any(amazon["on_behalf"]),
@@ -292,14 +296,12 @@ def _inside_quotation(text: str, position: int) -> bool:
     line_start = head.rfind("\n") + 1
     if head[line_start:].lstrip().startswith(">"):
         return True
-    lines = split_lines(head[-20_000:])
-    marks = mark_quotations(lines)
-    return QUOTE in marks
+    return QUOTE in marked(head[-20_000:])[1]
 
 
 def _own_part(head: str) -> str:
-    lines = split_lines(head)
-    return "\n".join(line for line, mark in zip(lines, mark_quotations(lines), strict=True) if mark != QUOTE)
+    lines, marks = marked(head)
+    return "\n".join(line for line, mark in zip(lines, marks, strict=True) if mark != QUOTE)
 
 
 def _without_head_lines(text: str) -> str:
@@ -578,8 +580,7 @@ _DIGIT: Final = re.compile(r"\d{3}")
 
 
 def _halves(text: str) -> tuple[str, str]:
-    lines = split_lines(text)
-    marks = mark_quotations(lines)
+    lines, marks = marked(text)
     own = "\n".join(line for line, mark in zip(lines, marks, strict=True) if mark != QUOTE)
     quoted = "\n".join(line for line, mark in zip(lines, marks, strict=True) if mark == QUOTE)
     return own, quoted

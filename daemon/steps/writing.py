@@ -15,7 +15,7 @@ import re
 from typing import Final
 
 from daemon.mime.html import html_to_text
-from daemon.mime.quotation import OWN, QUOTE, RULE, blank, is_forward, mark_quotations, split_lines, words
+from daemon.mime.quotation import OWN, QUOTE, RULE, blank, is_forward, marked, words
 from daemon.vocab import Writing
 
 _SIGNATURE: Final = "s"
@@ -32,8 +32,8 @@ def own_words(text: str, *, html: bool = False, strip_signature: bool = True, na
     """
     if html and _TAG.search(text):
         text = html_to_text(text)
-    lines = split_lines(text)
-    marks = mark_quotations(lines)
+    found, kinds = marked(text)
+    lines, marks = list(found), list(kinds)
     if strip_signature:
         _signatures(lines, marks, names)
     own = _gathered(lines, marks, OWN)
