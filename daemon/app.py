@@ -1,0 +1,402 @@
+"""The composition root: builds every part from the configuration, supervises the loops, and stops in order.
+
+Plain values are passed down; nothing below reads the configuration file, the
+environment or a global. A loop that dies takes the service with it, loudly,
+and systemd starts it anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import secrets
+import signal
+import uuid
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from apscheduler.schedulers.asyncio import AsyncIOScheduler
+
+from classifiers.artifact import open_best, signing_key
+from classifiers.errors import ModelRefused
+from classifiers.inference import LIVE_FILE
+from daemon import log as logging
+from daemon import mind, resources
+from daemon.clock import Clock, SystemClock
+from daemon.config import Config, MailboxConfig, RunMode, load
+from daemon.edges.credentials import database_password, sign_in
+from daemon.edges.dkim import signatures
+from daemon.edges.imap import Imap
+from daemon.edges.orders.opening import open_orders
+from daemon.edges.smtp import Smtp
+from daemon.edges.systemd import Notifier, watchdog_seconds
+from daemon.edges.workers import WorkerFailure, WorkerLimits, WorkerPool
+from daemon.errors import ConfigError, NeedsHuman, PostsaleError
+from daemon.loops.advance import Advance, AdvanceSettings
+from daemon.loops.commands import carry_out
+from daemon.loops.deliver import Deliver
+from daemon.loops.ingest import Ingest
+from daemon.loops.loop import Loop
+from daemon.loops.profiles import profile, profiles
+from daemon.loops.recheck import OrderRows, Recheck
+from daemon.loops.revise import Revise
+from daemon.loops.staff import Desk
+from daemon.loops.upkeep import Approvals, Task, Upkeep
+from daemon.mind import MindFiles
+from daemon.pipeline import Mind
+from daemon.steps import guard
+from daemon.steps.approval import StaffRenderer
+from daemon.store import requests, tokens
+from daemon.store.db import Database
+from daemon.store.migrate import upgrade
+from daemon.store.orders import OrderShelf
+from daemon.vocab import OrderId, Reading
+
+log = logging.get(__name__)
+
+
+#: How often report folders are looked at.
+REPORTS_EVERY = timedelta(seconds=10)
+
+
+class AlreadyRunning(PostsaleError):
+    """Another Postsale works on the same data folder."""
+
+
+class Judge:
+    """The mind in force and the workers that carry it; reloading swaps both or changes nothing."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._files = mind_files(config)
+        self.mind: Mind = mind.load_mind(self._files)
+        self._pool = self._start()
+
+    @property
+    def workers(self) -> WorkerPool[Any, Any]:
+        return self._pool
+
+    @property
+    def versions(self) -> tuple[str, str]:
+        """(model, playbook)"""
+        return self.mind.model.version, self.mind.playbook.version
+
+    def reload(self) -> bool:
+        """Read model, playbook and templates anew; False, and everything stays, when one cannot be used."""
+        try:
+            files = mind_files(self._config)
+            fresh = mind.load_mind(files)
+        except (ConfigError, ModelRefused, OSError) as error:
+            log.error("service.reload_refused", problem=str(error))
+            return False
+        if (fresh.model.version, fresh.playbook.version) == self.versions and files == self._files:
+            return True
+        self._files, self.mind, old = files, fresh, self._pool
+        self._pool = self._start()
+        old.retire()
+        log.info("service.reloaded", model=self.versions[0], playbook=self.versions[1])
+        return True
+
+    def close(self) -> None:
+        self._pool.close()
+
+    def _start(self) -> WorkerPool[Any, Any]:
+        reading = self._config.reading
+        return WorkerPool(
+            mind.think,
+            processes=self._config.service.workers,
+            limits=WorkerLimits(reading.cpu_seconds, reading.wall_seconds, reading.memory_bytes),
+            prepare=mind.prepare,
+            arguments=(self._files,),
+            preload=("daemon.pipeline",),
+        )
+
+
+def mind_files(config: Config) -> MindFiles:
+    """Where the model to use, the playbook and the templates lie; what ships where nothing else is set.
+
+    A live model that is refused leaves the one that was live before in force,
+    and in the end the shipped one.
+    """
+    folder = config.classifier.model_dir
+    model, key = resources.starter_model(), None
+    if (folder / LIVE_FILE).exists():
+        key = signing_key(folder, config.classifier.signing_key_file)
+        opened = open_best(folder, key, resources.starter_model())
+        for refused in opened.refused:
+            log.error("model.refused", problem=refused)
+        model, key = opened.folder, None if opened.folder == resources.starter_model() else key
+    return MindFiles(
+        model=model,
+        playbook=config.playbook.path or resources.playbook(),
+        templates=config.playbook.templates or resources.templates(),
+        model_key=key,
+    )
+
+
+def live_stamp(model_dir: Path) -> int:
+    """Changes when another model is promoted; 0 when none is."""
+    try:
+        return (model_dir / LIVE_FILE).stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def staff_templates(config: Config) -> dict[str, str]:
+    """The staff's templates and words, by ``<language>/<file>``."""
+    folder = (config.playbook.templates or resources.templates()) / "staff"
+    if not folder.is_dir():
+        folder = resources.templates() / "staff"
+    return {
+        path.relative_to(folder).as_posix(): path.read_text("utf-8") for path in sorted(folder.rglob("*")) if path.is_file()
+    }
+
+
+def service_key(data_dir: Path) -> bytes:
+    """The secret that makes Message-IDs and tokens unguessable; made once, kept beside the database."""
+    file = data_dir / "service.key"
+    try:
+        handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        key = bytes.fromhex(file.read_text(encoding="ascii").strip())
+        if len(key) < 32:
+            raise ConfigError(
+                str(file), "", "is no service key", "restore it from a backup; without it old requests are void"
+            ) from None
+        return key
+    with os.fdopen(handle, "w", encoding="ascii") as out:
+        out.write(secrets.token_hex(32) + "\n")
+        out.flush()
+        os.fsync(out.fileno())
+    return service_key(data_dir)
+
+
+class App:
+    """One running service."""
+
+    def __init__(self, config: Config, *, clock: Clock | None = None, notifier: Notifier | None = None) -> None:
+        self.config = config
+        self.clock = clock or SystemClock()
+        self.notifier = notifier or Notifier()
+        self.stop = asyncio.Event()
+        self.boot_id = uuid.uuid4().hex
+        self._stack = contextlib.AsyncExitStack()
+        self.loops: list[Loop] = []
+
+    async def __aenter__(self) -> App:
+        """Lock, migrate, load the mind and build the loops; nothing is sent or read yet."""
+        config, folder = self.config, self.config.service.data_dir
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._lock_instance(folder)
+        self.database = Database(config.database_url, password=database_password(config))
+        self._stack.callback(self.database.close)
+        await asyncio.to_thread(upgrade, self.database)
+        self.judge = Judge(config)
+        self._stack.callback(self.judge.close)
+        self._build(service_key(folder))
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self._stack.aclose()
+
+    def _lock_instance(self, folder: Path) -> None:
+        handle = os.open(folder / "postsale.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(handle)
+            raise AlreadyRunning(f"{folder}: another Postsale is running on this folder") from error
+        self._stack.callback(os.close, handle)
+
+    # ------------------------------------------------------------------ building
+
+    def _build(self, key: bytes) -> None:
+        config, clock, database = self.config, self.clock, self.database
+        self._key = key
+        self._live_stamp = live_stamp(config.classifier.model_dir)
+        self.orders = open_orders(config.orders, OrderShelf(database))
+        self._stack.push_async_callback(self.orders.close)
+        known, stale_after = profiles(config), timedelta(hours=config.orders.stale_after_hours)
+        recheck = Recheck(database=database, clock=clock, lookup=self._lookup, stale_after=stale_after)
+        desk = Desk(
+            database=database,
+            config=config,
+            key=key,
+            staff=StaffRenderer(staff_templates(config)),
+            revise=Revise(database, config, key, clock, self._reread),
+            labels=lambda: self.judge.mind.model.labels,
+            action_text=lambda code, language: self.judge.mind.playbook.action_text(code, language),
+        )
+        approvals = Approvals(desk, on_notice=self.wake_senders)
+        tasks = (Task("orders", self._refresh_orders, every=REPORTS_EVERY), *approvals.tasks())
+        self.upkeep = Upkeep(tasks=tasks, clock=clock, next_due=approvals.next_due)
+        self.advance = Advance(
+            database=database,
+            clock=clock,
+            thinker=lambda: self.judge.workers,
+            profiles=known,
+            settings=self._advance_settings(key, stale_after),
+            lookup=self._lookup,
+            carry_out=lambda case, reading: carry_out(
+                desk, case, reading, worker=self.boot_id, clock=clock, dkim=signatures, overridable=guard.overridable
+            ),
+            on_queued=self.wake_senders,
+            on_waiting=self.upkeep.wake,
+            versions=lambda: self.judge.versions,
+        )
+        self.ingests = [self._ingest(mailbox) for mailbox in config.mailboxes]
+        self.senders = [self._deliver(mailbox, recheck) for mailbox in config.mailboxes]
+        self.loops = [*self.ingests, self.advance, *self.senders, self.upkeep]
+
+    def _advance_settings(self, key: bytes, stale_after: timedelta) -> AdvanceSettings:
+        config = self.config
+        return AdvanceSettings(
+            worker=self.boot_id,
+            batch=50,
+            max_attempts=config.reading.attempts,
+            stale_after=stale_after,
+            defer=timedelta(minutes=config.orders.defer_minutes),
+            live=config.service.mode is RunMode.LIVE,
+            live_policies=config.service.live_policies,
+            key=key,
+        )
+
+    def _ingest(self, mailbox: MailboxConfig) -> Ingest:
+        return Ingest(
+            self.database,
+            self.clock,
+            mailbox=mailbox.name,
+            server=mailbox.imap,
+            imap=Imap(mailbox.imap, sign_in(self.config, mailbox)),
+            max_message_bytes=self.config.reading.max_message_bytes,
+            sign_in_pause=timedelta(minutes=self.config.delivery.breaker_minutes),
+            arrived=self.advance.wake,
+        )
+
+    def _deliver(self, mailbox: MailboxConfig, recheck: Recheck) -> Deliver:
+        delivery = self.config.delivery
+        login = sign_in(self.config, mailbox, smtp=True)
+        return Deliver(
+            self.database,
+            self.clock,
+            mailbox=mailbox.name,
+            smtp=Smtp(mailbox.smtp, login, final_reply_seconds=delivery.final_reply_timeout_seconds),
+            sent=Imap(mailbox.imap, sign_in(self.config, mailbox)),
+            caps=mailbox.caps,
+            boot_id=self.boot_id,
+            evidence_minutes=delivery.evidence_minutes,
+            breaker=timedelta(minutes=delivery.breaker_minutes),
+            append_to_sent=mailbox.smtp.append_to_sent,
+            max_connections=mailbox.smtp.max_connections,
+            final_reply_seconds=delivery.final_reply_timeout_seconds,
+            recheck=recheck,
+            leaks=self._leaks,
+            asked=self.upkeep.wake,
+        )
+
+    async def _lookup(self, order_ids: Sequence[OrderId]) -> OrderRows:
+        return await self.orders.lookup(order_ids, self.clock.now())
+
+    async def _refresh_orders(self, _now: datetime) -> int:
+        """Read new order reports; what waits for one is looked at again."""
+        loaded = await self.orders.refresh()
+        if loaded:
+            self.advance.wake()
+        return 0
+
+    async def _reread(self, mailbox: str, raw: bytes) -> Reading:
+        [reading] = await self.judge.workers.map(
+            [mind.ReadTask(raw, profile(self.config, self.config.mailbox(mailbox)).identity)]
+        )
+        if isinstance(reading, WorkerFailure):
+            raise NeedsHuman("not_readable", str(reading))
+        assert isinstance(reading, Reading)
+        return reading
+
+    async def _leaks(self, mime: bytes) -> bool:
+        """Whether bytes that are about to leave hold a live approval token (an approver's forwarded request, say)."""
+        hashes = {tokens.token_hash(self._key, word) for word in tokens.words_like_tokens(mime)}
+        return bool(hashes) and bool(await self.database.read(lambda c: requests.find(c, hashes)))
+
+    def wake_senders(self) -> None:
+        """There may be mail to send."""
+        for sender in self.senders:
+            sender.wake()
+
+    # ------------------------------------------------------------------ running
+
+    async def run(self) -> None:
+        """Work until ``stop`` is set, or until a loop dies; then the exception group is raised."""
+        scheduler = AsyncIOScheduler(timezone="UTC")
+        for loop in (self.advance, *self.senders, self.upkeep):  # ingest has the poll of its own connection
+            scheduler.add_job(loop.wake, "interval", seconds=loop.idle_seconds, misfire_grace_time=None, coalesce=True)
+        scheduler.add_job(self._watch_model, "interval", seconds=5, misfire_grace_time=None, coalesce=True)
+        scheduler.start()
+        self.notifier.ready()
+        log.info("service.ready", mailboxes=len(self.config.mailboxes), mode=self.config.service.mode.value)
+        try:
+            async with asyncio.TaskGroup() as group:
+                for loop in self.loops:
+                    group.create_task(self._supervised(loop), name=loop.name)
+                group.create_task(self._feed_watchdog(), name="watchdog")
+        finally:
+            scheduler.shutdown(wait=False)
+            self.notifier.stopping()
+
+    async def _supervised(self, loop: Loop) -> None:
+        try:
+            await loop.run(self.stop)
+        except Exception:
+            log.critical("loop.died", loop=loop.name, exc_info=True)
+            raise
+
+    async def _feed_watchdog(self) -> None:
+        seconds = watchdog_seconds() or 10
+        while not self.stop.is_set():
+            stalled = [loop.name for loop in self.loops if not loop.healthy]
+            if stalled:
+                log.error("loop.stalled", loops=stalled)
+                self.notifier.status(f"stalled: {', '.join(stalled)}")
+            else:
+                self.notifier.alive()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.stop.wait(), seconds)
+
+    def _watch_model(self) -> None:
+        """A promoted model takes effect without a signal."""
+        stamp = live_stamp(self.config.classifier.model_dir)
+        if stamp != self._live_stamp:
+            self._live_stamp = stamp
+            self.reload()
+
+    def reload(self) -> None:
+        """SIGHUP: read playbook, templates and model anew."""
+        self.notifier.reloading()
+        self.judge.reload()
+        self.notifier.ready()
+        self.advance.wake()
+
+
+def run(path: Path) -> int:
+    """Run the service with this configuration until SIGTERM or SIGINT; returns the exit status."""
+    config = load(path, require_files=True)
+    logging.configure(config.service.log_level, config.service.log_format)
+    try:
+        asyncio.run(serve(config))
+    except* AlreadyRunning as group:
+        raise group.exceptions[0] from None
+    return 0
+
+
+async def serve(config: Config) -> None:
+    """Run one App under the process's signals."""
+    async with App(config) as app:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, app.stop.set)
+        loop.add_signal_handler(signal.SIGHUP, app.reload)
+        await app.run()
