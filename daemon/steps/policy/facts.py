@@ -16,6 +16,9 @@ from daemon.vocab import (
     OrderState,
 )
 
+#: Characters of a message in which the words of [mentions] are looked for.
+MENTIONS_WITHIN = 20_000
+
 
 def reply_language_of(context: PolicyContext) -> str | None:
     """The language a reply has to be in: the buyer's, or the site's when the text does not tell."""
@@ -25,14 +28,14 @@ def reply_language_of(context: PolicyContext) -> str | None:
 def facts_of(playbook: Playbook, context: PolicyContext) -> dict[str, Any]:
     """The facts of :data:`FACTS` for one message, as a condition sees them."""
     prediction = context.prediction
-    folded = context.text.casefold()
+    folded = " ".join(context.text[:MENTIONS_WITHIN].casefold().replace("’", "'").split())
     return {
         "label": prediction.label if prediction else None,
         "sublabel": prediction.sublabel if prediction else None,
         "second": prediction.second if prediction else None,
         "abstained": prediction.abstained if prediction else True,
         "flags": frozenset(f.value for f in context.flags),
-        "mentions": frozenset(topic for topic, words in playbook.mentions.items() if words.search(folded)),
+        "mentions": frozenset(topic for topic, words in playbook.mentions.items() if words.mentioned(folded)),
         "language": language_of(context)[0],
         "marketplace": context.marketplace,
         "site": context.site,

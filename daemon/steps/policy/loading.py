@@ -16,7 +16,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from daemon.errors import ConfigError
-from daemon.steps.policy.schema import FACTS, SETTINGS, Playbook, Policy
+from daemon.steps.policy.schema import FACTS, SETTINGS, Playbook, Policy, Topic
 from daemon.vocab import (
     Flag,
     Mode,
@@ -114,12 +114,12 @@ class _Builder:
             if extra:
                 self.fail("settings.holiday_returns", f"{min(extra)} is not known", f"a season has {', '.join(days)}, sites")
 
-    def mentions(self) -> Mapping[str, re.Pattern[str]]:
+    def mentions(self) -> Mapping[str, Topic]:
         found = {}
         for topic, words in self.data.get("mentions", {}).items():
             if not isinstance(words, list) or not words or not all(isinstance(w, str) and w.strip() for w in words):
                 self.fail(f"mentions.{topic}", "must be a list of words", 'write it as topic = ["word", "another"]')
-            found[topic] = _any_word(words)
+            found[topic] = Topic.of(words)
         return found
 
     def texts(self, table: str) -> Mapping[str, Mapping[str, str]]:
@@ -230,6 +230,8 @@ class _Builder:
             else:
                 yield dotted
             return
+        if isinstance(node, nodes.Getattr):
+            raise Problem("when may not contain an attribute of anything but a fact")
         for child in node.iter_child_nodes():
             yield from self.names_in(child, settings, mentions)
 
@@ -297,16 +299,6 @@ def _constants(node: nodes.Node) -> Iterator[Any]:
 def _nearest(name: str, known: Collection[str]) -> str:
     near = get_close_matches(name, list(known), n=1)
     return f"; did you mean {near[0]}?" if near else ""
-
-
-def _any_word(words: Sequence[str]) -> re.Pattern[str]:
-    """Matches any of the words: whole words where the script has spaces, anywhere where it has none."""
-    parts = []
-    for word in sorted({w.strip().casefold() for w in words}, key=len, reverse=True):
-        escaped = re.escape(word).replace(r"\ ", r"\s+")
-        spaced = all(ord(c) < 0x2E80 for c in word)
-        parts.append(rf"(?<!\w){escaped}(?!\w)" if spaced else escaped)
-    return re.compile("|".join(parts))
 
 
 def _kind_name(kind: type) -> str:

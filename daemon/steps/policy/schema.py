@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -137,12 +137,35 @@ class Policy:
 
 
 @dataclass(frozen=True, slots=True)
+class Topic:
+    """The words of one topic of [mentions]: whole words where the script has spaces, anywhere where it has none."""
+
+    spaced: tuple[str, ...]
+    dense: tuple[str, ...]
+
+    @classmethod
+    def of(cls, words: Sequence[str]) -> Topic:
+        folded = sorted({" ".join(w.casefold().split()) for w in words})
+        return cls(
+            tuple(w for w in folded if all(ord(c) < 0x2E80 for c in w)),
+            tuple(w for w in folded if any(ord(c) >= 0x2E80 for c in w)),
+        )
+
+    def mentioned(self, folded: str) -> bool:
+        """Whether one of the words stands in the text (case-folded, single blanks)."""
+        if any(w in folded for w in self.dense):
+            return True
+        near = [w for w in self.spaced if w in folded]
+        return any(re.search(rf"(?<!\w){re.escape(w)}(?!\w)", folded) for w in near)
+
+
+@dataclass(frozen=True, slots=True)
 class Playbook:
     """A whole playbook. ``templates`` are the names ``<language>/<template>`` that exist."""
 
     policies: tuple[Policy, ...]
     settings: Mapping[str, Any]
-    mentions: Mapping[str, re.Pattern[str]]
+    mentions: Mapping[str, Topic]
     actions: Mapping[str, Mapping[str, str]]
     asks: Mapping[str, Mapping[str, str]]
     templates: frozenset[str]
