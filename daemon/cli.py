@@ -72,6 +72,15 @@ def init(
     write(folder, address=address, approver=approver, provider=provider, imap=imap, smtp=smtp, system=system, as_json=as_json)
 
 
+@app.command()
+def run(config: ConfigOption = None) -> None:
+    """Run the service until it is told to stop (SIGTERM, Ctrl-C); SIGHUP reads playbook and model anew."""
+    from daemon.app import run as serve
+    from daemon.commands.shared import config_path
+
+    raise typer.Exit(serve(config_path(config)))
+
+
 # --------------------------------------------------------------------------- day by day
 
 

@@ -175,7 +175,9 @@ class Ingest(Loop):
         known = await self._database.read(lambda c: folders.get(c, self.mailbox, self._server.folder))
         if known is not None and known.uidvalidity == opened.uidvalidity:
             return known
-        if known is not None:
+        if known is None:
+            _logger.info("folder.baseline", mailbox=self.mailbox, newest_uid=opened.newest_uid)
+        else:
             _logger.warning("folder.renumbered", mailbox=self.mailbox, uidvalidity=opened.uidvalidity)
         return await self._database.write(
             lambda c: folders.open_folder(
