@@ -206,7 +206,9 @@ def tidy(text: str) -> str:
 
 def day(value: date, language: str, site: str | None = None) -> str:
     """A date as readers of that language on that site write it in a letter."""
-    return str(format_date(value, "long", locale=locale(language, site)))
+    written = str(format_date(value, "long", locale=locale(language, site)))
+    # CLDR knows no form for it, and "le 1 décembre" is a mistake in French.
+    return f"1er{written[1:]}" if language == "fr" and value.day == 1 else written
 
 
 @pass_context
