@@ -22,7 +22,7 @@ from daemon.edges.dkim import Signature
 from daemon.errors import NeedsHuman
 from daemon.loops import staff, views
 from daemon.loops.staff import Desk, Revision
-from daemon.steps.approval import Judgement, Misread, judge_reply, parse_command, parse_digest
+from daemon.steps.approval import Judgement, Misread, before_quote, judge_reply, parse_command, parse_digest
 from daemon.steps.approval.notices import one_line
 from daemon.steps.writing import own_words
 from daemon.store import approvals, cases, drafts, requests, tokens
@@ -170,8 +170,19 @@ def _read(
     named = [*mail.in_reply_to] if signed is None or "in-reply-to" in signed else []
     named += reversed(mail.references) if signed is None or "references" in signed else ()
     notice_ids = tuple(dict.fromkeys(named))[:LOOKUPS]
-    text = own_words(mail.text, strip_signature=False).text
+    text = _own_text(desk, case, reading)
     return _Reply(case, reading, approver, proof, tuple(hashes), notice_ids, text, worker, now)
+
+
+def _own_text(desk: Desk, case: Claimed, reading: Reading) -> str:
+    """What the approver newly wrote, with the signature, and with what may have been lost to the quotation."""
+    mail = reading.mail
+    if "text_rescued" in mail.defects or case.truncated:
+        return ""  # text from places that no mail program writes to is no answer
+    taken = own_words(mail.text, strip_signature=False)
+    mailbox = desk.mailbox(case.mailbox)
+    lost = before_quote(taken.quote, ("postsale", staff.approval_address(mailbox), mailbox.address))
+    return f"{taken.text}\n\n{lost}" if lost else taken.text
 
 
 def _is_reply(reply: _Reply) -> bool:

@@ -151,8 +151,6 @@ def _reject(work: _Work) -> Applied:
     state = CaseState(work.case.state)
     if state is CaseState.QUEUED:
         return _reject_in_time(work)
-    if state is CaseState.HUMAN:
-        return _close(work)
     _expect(work, CaseState.AWAITING_APPROVAL)
     _newest(work)
     _spend(work, Effect.REJECTED)
@@ -177,14 +175,7 @@ def _reject_in_time(work: _Work) -> Applied:
     if not outbox.cancel(work.connection, work.case.id, now=work.now):
         raise _Refused("already_sent")
     to = CaseState.DECLINED if own else CaseState.AWAITING_APPROVAL
-    drafts.reopen(
-        work.connection,
-        work.case.id,
-        draft.revision,
-        DraftState.REJECTED if own else DraftState.HELD,
-        actor=work.what.actor,
-        now=work.now,
-    )
+    drafts.take_back(work.connection, work.case.id, draft.revision, actor=work.what.actor, now=work.now)
     _move(work, to, effect, values={"due_at": work.now}, detail={"approved_by": draft.decided_by})
     return _done(work, effect, to, by=draft.decided_by, at=draft.decided_at)
 
@@ -260,10 +251,12 @@ def _take(work: _Work) -> Applied:
 
 
 def _close(work: _Work) -> Applied:
-    """DONE (or NO) for a case that a person answers by other means."""
+    """DONE for a case that a person answers by other means: whoever took it, or anybody while nobody has."""
     if CaseState(work.case.state) is CaseState.UNCERTAIN:
         return _uncertain(work)
     _expect(work, CaseState.HUMAN)
+    if work.case.owner not in {None, work.what.actor} and work.what.token_hash is not None:
+        raise _Refused("someone_elses")
     _spend(work, Effect.CLOSED)
     drafts.supersede(work.connection, work.case.id, now=work.now)
     _move(work, CaseState.CLOSED, Effect.CLOSED)
@@ -347,7 +340,7 @@ def _send(
     work: _Work, recipient: str, message_id: str, mime: bytes, sha256: str, template: str | None, revision: int | None = None
 ) -> datetime:
     not_before = work.now + work.undo
-    outbox.enqueue(
+    delivery_id = outbox.enqueue(
         work.connection,
         Outgoing(
             kind=DeliveryKind.BUYER_REPLY,
@@ -365,6 +358,9 @@ def _send(
         now=work.now,
         template=template,
     )
+    state = work.connection.execute(select(outbox_table.c.state).where(outbox_table.c.id == delivery_id)).scalar_one()
+    if state != DeliveryState.QUEUED.value:  # this very revision was stopped before; it takes a new one
+        raise _Refused("replaced")
     return not_before
 
 

@@ -150,9 +150,9 @@ def resume(connection: Connection, case_id: int, revision: int) -> None:
     _turn(connection, case_id, revision, (DraftState.HELD.value,), {"state": DraftState.PENDING.value})
 
 
-def reopen(connection: Connection, case_id: int, revision: int, to: DraftState, *, actor: str, now: datetime) -> None:
-    """Take an approval back whose reply was stopped in time. Raises StaleMove when it was not approved."""
-    values = {"state": to.value, "decided_at": now, "decided_by": actor}
+def take_back(connection: Connection, case_id: int, revision: int, *, actor: str, now: datetime) -> None:
+    """Turn an approval whose reply was stopped in time into a refusal. Raises StaleMove when it was not approved."""
+    values = {"state": DraftState.REJECTED.value, "decided_at": now, "decided_by": actor}
     _turn(connection, case_id, revision, (DraftState.APPROVED.value,), values)
 
 

@@ -313,13 +313,13 @@ def hold_over(connection: Connection, *, now: datetime, limit: int = 200) -> lis
 
 
 def vetoed(connection: Connection, *, limit: int = 200) -> list[Waiting]:
-    """Cases whose approved reply was stopped in time and which need a new revision to be decided."""
+    """Cases whose approved reply was stopped in time and which need a new revision to be decided once more."""
     return _waiting(
         connection,
         cases.c.state == CaseState.AWAITING_APPROVAL.value,
         cases.c.hold_until.is_(None),
         exists().where(
-            drafts.c.case_id == cases.c.id, drafts.c.revision == cases.c.revision, drafts.c.state == DraftState.HELD.value
+            drafts.c.case_id == cases.c.id, drafts.c.revision == cases.c.revision, drafts.c.state == DraftState.REJECTED.value
         ),
         limit=limit,
     )

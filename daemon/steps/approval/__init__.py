@@ -9,6 +9,7 @@ from __future__ import annotations
 from daemon.steps.approval.gates import Judgement, judge_reply, machine_reason
 from daemon.steps.approval.grammar import Misread, hold_seconds, parse_command, parse_digest
 from daemon.steps.approval.notices import CaseView, Reader, Rendered, Sealed, Shown, StaffRenderer, seal
+from daemon.steps.approval.residue import before_quote
 
 __all__ = [
     "CaseView",
@@ -19,6 +20,7 @@ __all__ = [
     "Sealed",
     "Shown",
     "StaffRenderer",
+    "before_quote",
     "hold_seconds",
     "judge_reply",
     "machine_reason",

@@ -31,6 +31,11 @@ _CONTACT = re.compile(
     r"|(?:\b(?:tel|telephone|phone|fon|mobile|mobil|cell|fax|office|direct|[tmpfe]|wechat|whatsapp|skype|qq|web|e-?mail|add|addr|address)\b|"
     r"电话|電話|手机|手機|传真|傳真|微信|邮箱|郵箱|地址|网址|網址|座机|座機|邮编|郵編)\s*[:|]?\s*(?:no\.?)?\s*[:|]?\s*\S"
 )
+#: The contact data themselves, with their labels.
+_REACH = re.compile(
+    r"[\w.+-]+@[\w-]+(\.[\w-]+)+|https?://\S+|\bwww\.\S+|\+?\d[\d ()./-]{6,}"
+    r"|\b(?:tel|telephone|phone|fon|mobile|mobil|cell|fax|office|direct|wechat|whatsapp|skype|qq|web|e-?mail|add|addr|address)\b\s*[:|]?"
+)
 _COMPANY = re.compile(
     r"(?:公司|集团|集團|部门|部門|客服部|客服中心|售后部|售後部|运营部|運營部|事业部|事業部|有限|工作室|旗舰店|旗艦店|专员|專員|经理|經理|主管|助理|客服|店长|店長)$"
     r"|\b(?:gmbh|inc|ltd|llc|co|corp|limited|ag|kg|sarl|srl|s\.l|oy|ab|bv|store|shop|support|care|service|services|team|manager|department|dept)\.?$"
@@ -80,6 +85,16 @@ def _names_writer(folded: str, writer_name: str) -> bool:
         return False
     parts = [p for p in re.split(r"[\s.]+", name) if len(p) > 1]
     return bare == name or bare in parts or bare == " ".join(reversed(parts))
+
+
+def _is_frame(folded: str) -> bool:
+    """A line of bars, as NetEase frames its visiting cards."""
+    return re.fullmatch(r"[|\s]+", folded) is not None
+
+
+def _is_address(folded: str) -> bool:
+    """A line that is nothing but a mail address, as Foxmail puts below a text."""
+    return re.fullmatch(r"[\w.+-]+@[\w-]+(\.[\w-]+)+", folded) is not None
 
 
 def _is_disclaimer(paragraph: str) -> bool:
@@ -143,15 +158,16 @@ def is_closing_matter(lines: Sequence[str], writer_name: str) -> bool:
     for paragraph in _paragraphs(lines):
         if _is_disclaimer(" ".join(paragraph)):
             continue
-        has_contact = any(_CONTACT.search(_folded(line)) for line in paragraph)
+        has_contact = len(paragraph) > 1 and any(_CONTACT.search(_folded(line)) for line in paragraph)
         for line in paragraph:
             folded = _folded(line)
             if is_client_line(line):
+                begun = begun or _is_frame(folded)
                 continue
             count += 1
             if count > SIGNATURE_LINES:
                 return False
-            if _is_closing(folded) or _names_writer(folded, writer_name):
+            if _is_closing(folded) or _names_writer(folded, writer_name) or _is_address(folded):
                 begun = True
                 continue
             if not (begun or has_contact) or not _is_signature_line(line):
@@ -174,6 +190,7 @@ def trim_tail(lines: Sequence[str], writer_name: str, *, closings: bool = False)
     if closings:
         start = next((i for i in range(len(kept)) if is_closing_matter(kept[i:], writer_name)), len(kept))
         return kept[:start]
+    card = False  # whether a visiting card has begun from below
     while True:
         while kept and not _folded(kept[-1]):
             kept.pop()
@@ -183,12 +200,51 @@ def trim_tail(lines: Sequence[str], writer_name: str, *, closings: bool = False)
         while start > 0 and _folded(kept[start - 1]):
             start -= 1
         block = kept[start:]
-        if is_client_line(kept[-1]):
+        last = _folded(kept[-1])
+        framed = card and len(kept) > 1 and _is_frame(_folded(kept[-2])) and _is_signature_line(kept[-1])
+        if is_client_line(kept[-1]) or _is_address(last) or framed or (card and last == _folded(writer_name)):
+            card = card or _is_address(last) or "@" in last or "|" in last
             kept.pop()
         elif _is_disclaimer(" ".join(block)) or (start > 0 and _folded(block[0]) == _folded(writer_name) != ""):
             kept = kept[:start]
         else:
             return kept
+
+
+_QUOTE_MARK = re.compile(r"\s{0,4}(?:>|&gt;|＞|\|)")
+_HEADER_LABEL = re.compile(
+    r"\s*[*_]*(?:from|sent|date|to|cc|subject|von|gesendet|an|betreff|de|envoyé|à|objet|para|asunto|da|inviato|a|oggetto|"
+    r"发件人|寄件者|寄件人|发送时间|寄件日期|时间|日期|收件人|收件者|抄送|主题|主旨|差出人|送信日時|宛先|件名)[*_]*\s*[:：]",
+    re.IGNORECASE,
+)
+_SEPARATOR = re.compile(r"\s*[-_=*—–─]{3,}.{0,40}$")
+_LEAD = re.compile(r"\s*(?:on|at|am|le|el|il|op|em|den|在|于|於)?\s*[^\n]{0,20}\d", re.IGNORECASE)
+
+
+def before_quote(quote: str, sender_names: Sequence[str]) -> str:
+    """Lines at the head of a quotation that may be the writer's own words after all.
+
+    Finding where a quotation begins is guesswork, and a line lost to it could
+    be the one that matters. Up to the first line that surely belongs to the
+    quotation (it is marked, labelled, or names us as the quoted sender, as
+    ``sender_names`` do), only rules and the beginning of "On <date> …" are
+    taken as the mail program's.
+    """
+    kept: list[str] = []
+    names = [_folded(name) for name in sender_names if name]
+    for line in quote.splitlines():
+        folded = _folded(line)
+        if _QUOTE_MARK.match(line) or _HEADER_LABEL.match(line) or any(name in folded for name in names):
+            break
+        if not folded or _SEPARATOR.match(line):
+            continue
+        lead = _LEAD.match(line) is not None and re.match(r"\d|on\b|at\b|am\b|le\b|el\b|il\b|op\b|em\b|den\b|[在于於]", folded)
+        if lead and not DOUBT.search(
+            re.sub(r"^(?:on|at|am)\b|(?:mon|tues|wednes|thurs|fri|satur|sun)day|[年月日周点點]", " ", folded)
+        ):
+            continue
+        kept.append(line)
+    return "\n".join(kept)
 
 
 def unwrap(text: str) -> str:
