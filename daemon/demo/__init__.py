@@ -1,0 +1,1 @@
+"""``postsale demo``: the real service on an embedded mail server and a small shop's morning mail."""
