@@ -110,6 +110,12 @@ def _section(model: type[BaseModel], key: str, values: Mapping[str, Any], headin
 
 
 def _table(here: str, field: FieldInfo, values: Mapping[str, Any]) -> Iterator[str]:
+    if here in values:  # several tables, each with its own values
+        for item in values[here]:
+            yield f"[[{here}]]"
+            yield from (f"{key} = {_toml(value)}" for key, value in item.items())
+            yield ""
+        return
     if here == "orders.sources":
         yield from _section(FolderSource, here, values, f"[[{here}]]")
         sql = {f"{here}.kind": "sql", f"{here}.url": "postgresql+psycopg://reader@localhost/shop"}

@@ -16,7 +16,16 @@ SYSTEM_STATE = Path("/var/lib/postsale")
 
 
 def init(
-    folder: Path, *, address: str, approver: str, provider: str, imap: str, smtp: str, system: bool, as_json: bool
+    folder: Path,
+    *,
+    address: str,
+    approver: str,
+    provider: str,
+    imap: str,
+    smtp: str,
+    system: bool,
+    as_json: bool,
+    quiet: bool = False,
 ) -> None:
     """Write a configuration, a copy of playbook and templates, and the folders that they name.
 
@@ -44,6 +53,8 @@ def init(
     config.chmod(0o644 if system else 0o600)  # the unit's user is not root, and no secret stands in it
     if as_json:
         say_json({"folder": str(folder), "config": str(config)})
+        return
+    if quiet:
         return
     orders = SYSTEM_STATE / "orders" if system else folder / "orders"
     prefix = f"CREDENTIALS_DIRECTORY={folder / 'secrets'} " if system else ""

@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Column, ColumnElement, Connection, func, select
 
-from daemon.store.tables import alarms, cases, folders, outbox
+from daemon.store.tables import alarms, cases, drafts, folders, outbox
 from daemon.vocab import CaseState, DeliveryKind, DeliveryState
 
 #: States in which a case waits for somebody or something, and a buyer waits for an answer.
@@ -139,3 +139,45 @@ def _ids(connection: Connection, state: CaseState) -> list[int]:
     return list(
         connection.execute(select(cases.c.id).where(cases.c.state == state.value).order_by(cases.c.id).limit(50)).scalars()
     )
+
+
+@dataclass(frozen=True, slots=True)
+class CaseView:
+    """One case in one line."""
+
+    case_id: int
+    message_id: str | None
+    kind: str | None
+    language: str | None
+    label: str | None
+    sublabel: str | None
+    policy: str | None
+    state: str
+    reason: str | None
+    automatic: bool | None  # how its reply left; None: none did
+    decided_by: str | None
+
+
+def case_views(connection: Connection) -> list[CaseView]:
+    """Every case, oldest first, with how its reply left and who decided."""
+    reply = (outbox.c.case_id == cases.c.id) & (outbox.c.kind == DeliveryKind.BUYER_REPLY.value)
+    newest = (drafts.c.case_id == cases.c.id) & (drafts.c.revision == cases.c.revision)
+    query = (
+        select(
+            cases.c.id,
+            cases.c.message_id,
+            cases.c.kind,
+            cases.c.language,
+            cases.c.label,
+            cases.c.sublabel,
+            cases.c.policy,
+            cases.c.state,
+            cases.c.reason,
+            outbox.c.automatic,
+            drafts.c.decided_by,
+        )
+        .outerjoin(outbox, reply & (outbox.c.state == DeliveryState.SENT.value))
+        .outerjoin(drafts, newest)
+        .order_by(cases.c.id)
+    )
+    return [CaseView(*row) for row in connection.execute(query)]
