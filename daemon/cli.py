@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from daemon import __version__
 from daemon.errors import ConfigError, PostsaleError
 
 EXIT_FAILED = 1
@@ -37,9 +38,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for program
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
-
-        typer.echo(f"postsale {version('postsale')}")
+        typer.echo(f"postsale {__version__}")
         raise typer.Exit
 
 

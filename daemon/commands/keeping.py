@@ -8,9 +8,9 @@ import os
 import shutil
 import tarfile
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 
+from daemon import __version__
 from daemon.clock import SystemClock
 from daemon.commands.shared import actor, open_config, open_database, say, say_json
 from daemon.config import Config
@@ -72,14 +72,14 @@ def backup(given: Path | None, *, out: Path) -> None:
         archive = Path(work) / "archive"
         handle = os.open(archive, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(handle, "wb") as file, tarfile.open(fileobj=file, mode="w:gz") as tar:
-            about = json.dumps({"postsale": version("postsale"), "at": SystemClock().now().isoformat()}).encode()
+            about = json.dumps({"postsale": __version__, "at": SystemClock().now().isoformat()}).encode()
             info = tarfile.TarInfo(_MANIFEST)
             info.size = len(about)
             tar.addfile(info, io.BytesIO(about))
             tar.add(copy, arcname=_DATABASE)
-            for name, folder in _folders(config).items():
-                if folder.is_dir():
-                    tar.add(folder, arcname=name)
+            for name, place in _places(config).items():
+                if place.exists():
+                    tar.add(place, arcname=name)
         shutil.move(archive, out)
     say(f"written to {out}; it holds buyers' mail and sign-in tokens, so keep it as you keep passwords")
 
@@ -107,12 +107,15 @@ def restore(given: Path | None, *, archive: Path, force: bool) -> None:
         for suffix in ("-wal", "-shm"):
             target.with_name(target.name + suffix).unlink(missing_ok=True)
         (Path(work) / _DATABASE).replace(target)
-        for name, folder in _folders(config).items():
+        for name, place in _places(config).items():
             if (Path(work) / name).is_dir():
-                shutil.copytree(Path(work) / name, folder, dirs_exist_ok=True)
+                shutil.copytree(Path(work) / name, place, dirs_exist_ok=True)
+            elif (Path(work) / name).is_file():
+                shutil.copy2(Path(work) / name, place)
     say(f"restored into {config.service.data_dir}")
 
 
-def _folders(config: Config) -> dict[str, Path]:
-    """What belongs into a backup beside the database."""
-    return {"models": config.classifier.model_dir, "tokens": config.service.data_dir / "tokens"}
+def _places(config: Config) -> dict[str, Path]:
+    """What belongs into a backup beside the database; without service.key open approval requests would be void."""
+    data = config.service.data_dir
+    return {"models": config.classifier.model_dir, "tokens": data / "tokens", "service.key": data / "service.key"}

@@ -43,12 +43,13 @@ def open_database(config: Config) -> Iterator[Any]:
     """The store, its schema brought up to this program's; closed at the end."""
     from daemon.edges.credentials import database_password
     from daemon.store.db import Database
-    from daemon.store.migrate import upgrade
+    from daemon.store.migrate import HEAD, current, upgrade
 
     config.service.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     database = Database(config.database_url, password=database_password(config))
     try:
-        upgrade(database)
+        if database.read_now(current) != HEAD:  # looked at first: an upgrade waits for whoever writes
+            upgrade(database)
         yield database
     finally:
         database.close()

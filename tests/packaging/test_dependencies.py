@@ -7,9 +7,10 @@ import tomllib
 from importlib import metadata
 from pathlib import Path
 
-import daemon
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+import daemon
 
 ROOT = Path(__file__).parents[2]
 
