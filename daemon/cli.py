@@ -55,6 +55,18 @@ def _root(
 
 
 @app.command()
+def demo(
+    keep: Annotated[Path | None, typer.Option(help="Keep the demo's folder here instead of removing it.")] = None,
+    serve: Annotated[bool, typer.Option("--serve", help="Leave servers and daemon running until Ctrl-C.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show Postsale at work on a small shop's morning mail; needs no mailbox, no network."""
+    from daemon.demo.play import show
+
+    raise typer.Exit(show(keep=keep, serve=serve, as_json=as_json))
+
+
+@app.command()
 def init(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to create.")],
     address: Annotated[str, typer.Option(help="The shop's mail address.")] = "",
@@ -72,12 +84,39 @@ def init(
 
 
 @app.command()
+def check(
+    config: ConfigOption = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Do not connect to mail servers.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Look at configuration, playbook, model, database and every server; one line each."""
+    from daemon.commands.check import check as look
+
+    raise typer.Exit(look(config, offline=offline, as_json=as_json))
+
+
+@app.command()
 def run(config: ConfigOption = None) -> None:
     """Run the service until it is told to stop (SIGTERM, Ctrl-C); SIGHUP reads playbook and model anew."""
     from daemon.app import run as serve
     from daemon.commands.shared import config_path
 
     raise typer.Exit(serve(config_path(config)))
+
+
+@app.command()
+def explain(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Raw mail (.eml); - reads one from standard input.")],
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="Use this configuration's orders, playbook and model.")
+    ] = None,
+    now: Annotated[str | None, typer.Option(help="Fix the clock, as 2026-11-02T10:00:00+00:00.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Dry run on mail files: what would be done with each, and why. Needs no mailbox, server or database."""
+    from daemon.commands.explain import explain as tell
+
+    raise typer.Exit(tell(files, config=config, now=now, as_json=as_json))
 
 
 # --------------------------------------------------------------------------- day by day

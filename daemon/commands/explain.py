@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from daemon import mind, resources
-from daemon.commands.orders import OrderRows, order_rows
 from daemon.commands.shared import say, say_json
-from daemon.config import Config, ReadingConfig, load
+from daemon.config import Config, OrdersConfig, ReadingConfig, load
+from daemon.edges.orders import MemoryShelf, OrderBook
+from daemon.edges.orders.opening import open_orders
 from daemon.edges.workers import WorkerFailure, WorkerLimits, WorkerPool
 from daemon.errors import PostsaleError
 from daemon.loops.profiles import MailboxProfile, profiles
@@ -72,22 +73,24 @@ class _Explanation:
             arguments=(mind_files,),
             preload=("daemon.pipeline",),
         )
+        orders = open_orders(self._config.orders if self._config else OrdersConfig(), MemoryShelf(), settle_seconds=0)
         try:
-            async with order_rows(self._config, self._now) as rows:
-                for start in range(0, len(names), BATCH * processes):
-                    part = names[start : start + BATCH * processes]
-                    shares = [part[at::processes] for at in range(processes)]
-                    done = await asyncio.gather(*(self._explain(pool, share, rows) for share in shares if share))
-                    records = {name: record for share in done for name, record in share}
-                    for name in part:
-                        missing = missing or "cannot be opened" in (records[name]["error"] or "")
-                        say_json(records[name]) if as_json else _tell(records[name])
+            await orders.refresh()
+            for start in range(0, len(names), BATCH * processes):
+                part = names[start : start + BATCH * processes]
+                shares = [part[at::processes] for at in range(processes)]
+                done = await asyncio.gather(*(self._explain(pool, orders, share) for share in shares if share))
+                records = {name: record for share in done for name, record in share}
+                for name in part:
+                    missing = missing or "cannot be opened" in (records[name]["error"] or "")
+                    say_json(records[name]) if as_json else _tell(records[name])
         finally:
             pool.close()
+            await orders.close()
         return 1 if missing else 0
 
     async def _explain(
-        self, pool: WorkerPool[Any, Any], names: Sequence[str], rows: OrderRows
+        self, pool: WorkerPool[Any, Any], orders: OrderBook, names: Sequence[str]
     ) -> list[tuple[str, dict[str, Any]]]:
         records: dict[str, dict[str, Any]] = {}
         raw: dict[str, bytes] = {}
@@ -98,7 +101,12 @@ class _Explanation:
                 records[name] = failed(name, f"cannot be opened: {error.strerror or error}")
         tasks = {name: ReadTask(content, self._profile(content)[0]) for name, content in raw.items()}
         readings = await _map(pool, tasks, records)
-        known = await rows([order for reading in readings.values() for order in reading.envelope.order_ids])
+        asked = list(dict.fromkeys(order for reading in readings.values() for order in reading.envelope.order_ids))
+        trouble: str | None = None
+        try:
+            known = await orders.lookup(asked, self._now)
+        except PostsaleError as error:  # the rest is still worth knowing
+            known, trouble = {}, f"orders: {error}"
         decisions = {
             name: DecideTask(
                 reading,
@@ -114,6 +122,8 @@ class _Explanation:
         outcomes = await _map(pool, decisions, records)
         for name, outcome in outcomes.items():
             records[name] = explain_record(name, readings[name], outcome)
+            if readings[name].envelope.order_ids:
+                records[name]["error"] = trouble
         return list(records.items())
 
     def _profile(self, raw: bytes) -> tuple[Identity, str]:

@@ -1,0 +1,164 @@
+"""``postsale check``: configuration, playbook, model, database, order sources and every server, one line each."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from classifiers.errors import ClassifierError
+from daemon import mind
+from daemon.commands.shared import config_path, open_database, say, say_json
+from daemon.config import Config, MailboxConfig, StaffAuth, load, missing_files
+from daemon.edges.credentials import sign_in
+from daemon.edges.imap import Imap
+from daemon.edges.orders import MemoryShelf
+from daemon.edges.orders.opening import open_orders
+from daemon.edges.smtp import Smtp
+from daemon.errors import ConfigError, PostsaleError
+from daemon.loops.profiles import profiles
+
+#: Longest a server may take to answer here.
+PING_SECONDS = 45
+
+#: What each way of proving an approver protects against, in one line for the operator.
+_PROOFS = {
+    StaffAuth.DMARC: "a forged sender is refused as long as the approver's domain publishes DMARC",
+    StaffAuth.AUTH: "only mail that was submitted with the approver's own login counts",
+    StaffAuth.DKIM: "only mail that the approver's domain signed counts",
+    StaffAuth.M365: "Exchange Online's own verdict counts; it holds only where no other server delivers to this mailbox",
+    StaffAuth.TOKEN_ONLY: "WARNING: whoever gets hold of an approval mail can approve; a forged sender is not noticed",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """One thing that was looked at."""
+
+    what: str
+    ok: bool
+    detail: str
+    seconds: float
+
+
+def check(given: Path | None, *, offline: bool, as_json: bool) -> int:
+    """Print one line per thing; 1 when one of them is not as it must be, 78 when the configuration cannot be read."""
+    path = config_path(given)
+    config = load(path, require_files=False)
+    fine = True
+    for looked in _everything(path, config, offline=offline):
+        fine = fine and looked.ok
+        if as_json:
+            say_json({"what": looked.what, "ok": looked.ok, "detail": looked.detail, "seconds": round(looked.seconds, 3)})
+        else:
+            say(f"{'ok  ' if looked.ok else 'FAIL'}  {looked.what:24} {looked.detail}")
+    return 0 if fine else 1
+
+
+def _everything(path: Path, config: Config, *, offline: bool) -> Iterator[Looked]:
+    yield from _configuration(path, config)
+    yield _look("playbook", lambda: _playbook(config))
+    yield _look("model", lambda: _model(config))
+    yield _look("database", lambda: _database(config))
+    for number in range(len(config.orders.sources)):
+        yield _look(f"orders {number + 1}", lambda n=number: _orders(config, n))  # type: ignore[misc]
+    for mailbox in config.mailboxes:
+        yield _look(f"{mailbox.name} approval", lambda m=mailbox: _approval(config, m))  # type: ignore[misc]
+        if not offline:
+            yield _look(f"{mailbox.name} imap", lambda m=mailbox: asyncio.run(_imap(config, m)))  # type: ignore[misc]
+            yield _look(f"{mailbox.name} smtp", lambda m=mailbox: asyncio.run(_smtp(config, m)))  # type: ignore[misc]
+
+
+def _look(what: str, work: Callable[[], str]) -> Looked:
+    begun = time.monotonic()
+    try:
+        detail, ok = work(), True
+    except (PostsaleError, ClassifierError) as error:
+        detail, ok = str(error), False
+    except OSError as error:
+        detail, ok = f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", False
+    return Looked(what, ok, detail, time.monotonic() - begun)
+
+
+def _configuration(path: Path, config: Config) -> Iterator[Looked]:
+    """A whole configuration is one line; each thing that it lacks is one."""
+    try:
+        load(path)
+    except ConfigError as error:
+        for each in (error, *error.others):
+            yield Looked("configuration", False, str(each), 0.0)
+        return
+    if not config.mailboxes:
+        yield Looked("configuration", False, f"{path}: there is no [[mailboxes]] table (add one)", 0.0)
+        return
+    yield Looked("configuration", not missing_files(path, config), f"{path}, mode {config.service.mode.value}", 0.0)
+
+
+def _playbook(config: Config) -> str:
+    opened = mind.load_mind(_files(config))
+    return (
+        f"{len(opened.playbook.policies)} policies, {len(opened.renderer.names)} templates, version {opened.playbook.version}"
+    )
+
+
+def _model(config: Config) -> str:
+    files = _files(config)
+    opened = mind.load_mind(files)
+    origin = "trained here" if files.model.is_relative_to(config.classifier.model_dir) else "shipped"
+    return f"{opened.model.version} ({origin}), knows {len(opened.model.labels)} labels"
+
+
+def _files(config: Config) -> mind.MindFiles:
+    from daemon.app import mind_files
+
+    return mind_files(config)
+
+
+def _database(config: Config) -> str:
+    with open_database(config) as database:
+        kind = "SQLite" if database.is_sqlite else "PostgreSQL"
+    return f"{kind}, schema up to date"
+
+
+def _orders(config: Config, number: int) -> str:
+    one = config.orders.model_copy(update={"sources": (config.orders.sources[number],)})
+
+    async def ask() -> int:
+        book = open_orders(one, MemoryShelf(), settle_seconds=0)
+        try:
+            await asyncio.wait_for(book.ping(), PING_SECONDS)
+            return await book.refresh()
+        finally:
+            await book.close()
+
+    found = asyncio.run(ask())
+    return f"{found} reports" if one.sources[0].kind == "folder" else "answers"
+
+
+def _approval(config: Config, mailbox: MailboxConfig) -> str:
+    if not mailbox.approval.approvers:
+        raise ConfigError("config", f"mailboxes.{mailbox.name}.approval.approvers", "is empty", "nobody is asked; name one")
+    proofs = "; ".join(_PROOFS[way] for way in mailbox.approval.staff_auth)
+    profile = profiles(config)[mailbox.name]
+    return f"{', '.join(mailbox.approval.approvers)} for {profile.sender.addr}: {proofs}"
+
+
+async def _imap(config: Config, mailbox: MailboxConfig) -> str:
+    edge = Imap(mailbox.imap, sign_in(config, mailbox))
+    return await _ping(edge.ping, edge.close, f"{mailbox.imap.host}: ")
+
+
+async def _smtp(config: Config, mailbox: MailboxConfig) -> str:
+    edge = Smtp(mailbox.smtp, sign_in(config, mailbox, smtp=True), final_reply_seconds=PING_SECONDS)
+    return await _ping(edge.ping, edge.close, f"{mailbox.smtp.host}: ")
+
+
+async def _ping(ping: Callable[[], Awaitable[str]], close: Callable[[], Awaitable[None]], prefix: str) -> str:
+    try:
+        return prefix + await asyncio.wait_for(ping(), PING_SECONDS)
+    except TimeoutError as error:
+        raise PostsaleError(f"{prefix}no answer within {PING_SECONDS} seconds") from error
+    finally:
+        await close()
