@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from classifiers.errors import ClassifierError
+from classifiers.errors import ModelRefused
 from daemon import mind
 from daemon.commands.shared import config_path, open_database, say, say_json
 from daemon.config import Config, MailboxConfig, StaffAuth, load, missing_files
@@ -75,7 +75,7 @@ def _look(what: str, work: Callable[[], str]) -> Looked:
     begun = time.monotonic()
     try:
         detail, ok = work(), True
-    except (PostsaleError, ClassifierError) as error:
+    except (PostsaleError, ModelRefused) as error:
         detail, ok = str(error), False
     except OSError as error:
         detail, ok = f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", False

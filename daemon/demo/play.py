@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import email
 import email.policy
+import logging
+import os
 import queue
 import secrets
 import signal
@@ -41,12 +43,15 @@ PLAY_SECONDS = 60.0
 #: The stage is quiet when nothing has changed for so long.
 QUIET_SECONDS = 2.0
 _MOVING = {CaseState.RECEIVED, CaseState.QUEUED, CaseState.SENDING}
-_CONSOLE = Console(highlight=False, soft_wrap=True)
+#: A terminal has its own width; a file gets room for the whole table.
+_CONSOLE = Console(highlight=False, width=None if sys.stdout.isatty() else 130)
 
 
 def show(*, keep: Path | None, serve: bool, as_json: bool) -> int:
     """Run the demonstration; 0 when every message of the morning came to an outcome."""
-    warnings.filterwarnings("ignore", message="Requiring AUTH while not requiring TLS")  # loopback, in memory
+    # The sandbox speaks without encryption, on loopback: its own library need not warn of that.
+    warnings.filterwarnings("ignore", message="Requiring AUTH while not requiring TLS")
+    logging.getLogger("mail").setLevel(logging.CRITICAL)
     with contextlib.ExitStack() as stack:
         if keep is not None:
             keep.mkdir(parents=True, exist_ok=True)
@@ -131,6 +136,8 @@ class _Play:
             "mailboxes.approval.staff_auth": ["dmarc", "auth"],
             "mailboxes.approval.undo_seconds": 0,
             "mailboxes.approval.digest_above": 100,
+            "mailboxes.approval.approvers": ["mei-lin"],
+            "approvers.name": "mei-lin",
             "approvers.address": morning.approver,
             "approvers.language": "zh-CN",
             "orders.defer_minutes": 0,
@@ -146,6 +153,8 @@ class _Play:
             path = self.folder / "orders" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
+            written = time.time() - 60  # a report that lies there since a while, not one that is being written
+            os.utime(path, (written, written))
         self.config = load(self.folder / "config.toml")
 
     def _start_service(self, stack: contextlib.ExitStack) -> None:
@@ -278,14 +287,15 @@ class _Play:
     def table(self, views: list[CaseView]) -> None:
         """What happened to each message, and why."""
         table = Table(title="What happened to each message", title_justify="left", header_style="bold")
-        for column in ("message", "read as", "policy", "outcome", "why"):
-            table.add_column(column, overflow="fold")
+        table.add_column("message", no_wrap=True)
+        table.add_column("read as", no_wrap=True)
+        table.add_column("outcome", no_wrap=True)
+        table.add_column("why", overflow="fold")
         for view in views:
             row = self.row(view)
-            said = row["label"] or row["kind"] or "?"
-            table.add_row(
-                row["message"], f"{said} ({row['language'] or '-'})", row["policy"] or "-", _outcome(row), row["reason"] or "-"
-            )
+            said = (row["label"] or row["kind"] or "?") + (f" ({row['language']})" if row["language"] else "")
+            why = ", ".join(part for part in (row["policy"], row["reason"]) if part)
+            table.add_row(row["message"], said, _outcome(row), why or "-")
         _CONSOLE.print(table)
         _CONSOLE.print(
             f"{len(self.sandbox.departed)} replies left for buyers, {sum(bool(v.automatic) for v in views)} of them without asking."
