@@ -137,6 +137,11 @@ def test_an_export_holds_every_row_but_no_key(database: Database) -> None:
 def _order(connection: Connection, *, days: int, at: datetime = NOW) -> None:
     connection.execute(
         insert(orders).values(
-            shop="own", order_id=f"canary-{days}", facts={"buyer_addr": BUYER}, as_of=at - timedelta(days=days), source="x"
+            shop="own",
+            order_id=f"canary-{days}",
+            report="own",
+            facts={"buyer_addr": BUYER},
+            as_of=at - timedelta(days=days),
+            source="x",
         )
     )
