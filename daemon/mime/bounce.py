@@ -149,9 +149,17 @@ _SMTP_EVIDENCE: Final = re.compile(
 )
 
 
+# Subjects that only mail systems write; a buyer's lost parcel is spoken of in other words.
+_PLAINLY_REPORT: Final = re.compile(
+    r"(?i)(?:undeliver(?:ed|able):? (?:mail|message|e-?mail)|undeliverable:|returned mail:|mail delivery (?:failed|failure|error|subsystem|system)|delivery status notification|failure notice|mail system error|(?:message|e-?mail) (?:undeliverable|delivery (?:failed|failure))|delivery (?:failure|notification)[ :(]|complaint about message from|nondeliverable mail|postmaster notify|unzustellbar:|nicht zugestellt:|non remis ?:|no se puede entregar:|non recapitabile:|onbestelbaar:|não entregue:)"
+)
+
+
 def returned_report_words(mail: ParsedMail) -> bool:
     """Whether a mail carries the words of a delivery report without being one: a report passed on, or one from an odd sender."""
     text = mail.text[:20_000]
+    if _PLAINLY_REPORT.match(mail.subject):
+        return True
     if _SUBJECT.search(mail.subject) is not None and _SMTP_EVIDENCE.search(text) is not None:
         return True
     return (

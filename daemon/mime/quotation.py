@@ -50,6 +50,12 @@ _SENTENCE: Final = re.compile(r"[^\W\d_]{6,}[.!?] [A-ZÄÖÜÉÈÀ]")
 _INLINE: Final = re.compile(
     r"(?:(?<=[\s.!?:)>-])|(?<=---))(?:On|Am|Le|El|Il|Il giorno|Op|Em|W dniu|Den|På) (?=(?:\w{2,10}\.?,? )?(?:\d{1,2}|(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)\w{0,6})[\s.,/-])[^\n]{6,250}(?:wrote|schrieb|a écrit|escribió|ha scritto|schreef|escreveu|napisał|skrev)\s?:\s*$"
 )
+# Yahoo's phone programs put the older message on the same line.
+_RUN_ON: Final = re.compile(
+    r"^\s{0,10}(?:On|Am|Le|El|Il|Il giorno|Op|Em|W dniu|Den|På) [^\n<>]{0,100}\d[^\n<>]{0,120}<[^<>\s]{1,200}@[^<>\s]{1,200}>,?\s?(?:wrote|schrieb|a écrit|escribió|ha scritto|schreef|escreveu|napisał(?:\(a\))?|skrev)\s?:(?=\s+\S)"
+)
+# GroupWise names the older message between arrows and does not mark its lines.
+_ARROWS: Final = re.compile(r"\s{0,3}>>>\s[^\n]{3,200}\s>>>\s*$")
 _LABEL: Final = re.compile(r"[\s|*_]*([^\W\d_][^:：\n\d@<>]{0,24}?)[\s*_]*[:：][\s*_]*(.*)$")
 _ABOVE: Final = re.compile(
     r"(?i)(?:reply|answer|write|respon[ds]e?|type)[^\n]{0,40}above th(?:is|e) line|(?:über|oberhalb)[^\n]{0,20}diese[rn]? (?:linie|zeile)|au[- ]dessus de cette ligne|(?:encima|arriba) de esta l[ií]nea|sopra questa (?:riga|linea)|boven deze (?:regel|lijn)|acima desta linha"
@@ -85,7 +91,7 @@ def words() -> Words:
         forwards=tuple(data["forwards"]),
         labels={name: frozenset(roles) for name, roles in labels.items()},
         mobile_leads=re.compile(rf"[\s*_<(\[]*(?:{_alternatives(data['mobile']['leads'])})", re.IGNORECASE),
-        brands=_any_of(data["mobile"]["brands"]),
+        brands=_any_of(data["mobile"]["brands"], endings=True),
         farewells=frozenset(data["letters"]["farewells"]),
         thanks=frozenset(data["letters"]["thanks"]),
         disclaimers=tuple(data["footers"]["disclaimers"]),
@@ -96,11 +102,15 @@ def _alternatives(words: list[str]) -> str:
     return "|".join(re.escape(word) for word in sorted(set(words), key=len, reverse=True))
 
 
-def _any_of(words: list[str]) -> re.Pattern[str]:
-    """Whole words where the script has them, substrings in scripts without spaces."""
+def _any_of(words: list[str], *, endings: bool = False) -> re.Pattern[str]:
+    """Whole words where the script has them, substrings in scripts without spaces; ``endings`` allows case endings."""
     spaced = [word for word in words if ord(word[0]) < 0x2E80]
     dense = [word for word in words if ord(word[0]) >= 0x2E80]
-    pattern = rf"(?<!\w)(?:{_alternatives(spaced)})(?!\w)"
+    pattern = rf"(?<!\w)(?:{_alternatives(spaced)})"
+    if endings:  # iPhonesta, iPhone에서
+        long = [word for word in spaced if len(word) >= 5]
+        pattern += rf"(?!\w)|(?<!\w)(?:{_alternatives(long)})\w{{0,4}}"
+    pattern += r"(?!\w)"
     return re.compile(pattern + (f"|{_alternatives(dense)}" if dense else ""), re.IGNORECASE)
 
 
@@ -118,6 +128,10 @@ def split_lines(text: str) -> list[str]:
         if match is not None and line[: match.start()].strip():
             lines.append(line[: match.start()].rstrip("- "))
             lines.append(line[match.start() :])
+            continue
+        match = _RUN_ON.match(line) if "@" in line and 30 < len(line) < 100_000 else None
+        if match is not None:
+            lines += [line[: match.end()], line[match.end() :]]
         else:
             lines.append(line)
     return lines
@@ -165,7 +179,11 @@ def mark_quotations(lines: list[str]) -> list[str]:
 
 
 def _is_quoted(line: str) -> bool:
-    return _QUOTED.match(line) is not None and _NOT_QUOTED.match(line) is None
+    return _QUOTED.match(line) is not None and _NOT_QUOTED.match(line) is None and not _names_older(line)
+
+
+def _names_older(line: str) -> bool:
+    return line.rstrip().endswith(">>>") and _ARROWS.match(line) is not None and _DATE.search(line) is not None
 
 
 def _next_text(lines: list[str], start: int) -> int | None:
@@ -225,6 +243,8 @@ def _opening(lines: list[str], quoted: list[bool], index: int) -> int:
     line = lines[index]
     if len(line) > 500:
         return 0
+    if _names_older(line):
+        return 1
     if _is_separator(lines, index):
         return 1 + _block_length(lines, _skip_blank(lines, index + 1), loose=True) + (_skip_blank(lines, index + 1) - index - 1)
     block = _block_length(lines, index)

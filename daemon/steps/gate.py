@@ -113,8 +113,15 @@ def _listed(seen: _Seen) -> bool:
     return not seen.names.isdisjoint(_robots().lists)
 
 
+# Whatever the vendor: X-Foo-Auto-Reply, X-Holidayreply, X-Machinegenerated.
+_MACHINE_NAME: Final = re.compile(r"auto[-_]?(?:response(?!-suppress)|respond|repl(?:y|ied)|generated|answer)|holidayreply|vacation|machinegenerated|out-?of-?office")
+
+
 def _machine_header(seen: _Seen) -> bool:
-    for name in seen.names & _robots().headers:
+    if any("autoresponder" in value.lower() for value in seen.mail.header_all("delivered-to")):
+        return True
+    telling = {name for name in seen.names if name != "x-auto-response-suppress" and _MACHINE_NAME.search(name)}
+    for name in telling | (seen.names & _robots().headers):
         if any(
             _COMMENT.sub("", value).strip().lower() not in ("no", "false", "0", "none", "")
             for value in seen.mail.header_all(name)

@@ -151,6 +151,8 @@ def _delimited(block: list[str], end: int, least: int) -> int:
         line = block[index]
         if line in ("-- ", "--\u00a0"):
             return index
+        if line.strip() in ("-", "–") and index + 2 >= end and _is_name(block[index + 1] if index + 1 < end else ""):
+            return index
         if _DELIMITER.match(line):
             tail = [text for text in block[index + 1 : end] if not blank(text)]
             if tail and len(tail) <= 25 and _ends_like_signature(tail, strict=line.strip() != "--"):
@@ -198,6 +200,9 @@ def _mobile(block: list[str], end: int, least: int) -> int:
     return cut
 
 
+_DEVICE_SENT: Final = re.compile(r"(?i)gönder|送信|küld|보냄|傳送|发送")
+
+
 def _is_mobile(line: str) -> bool:
     text = line.strip(" *_<>()[]\t")
     if not 4 <= len(text) <= 140:
@@ -208,6 +213,8 @@ def _is_mobile(line: str) -> bool:
     if lead is None and not text.lower().startswith(("iphone", "ipad", "発", "发", "從")) and not dense:
         return text.lower() in ("via mobile", "mobile")
     if dense and len(text) <= 40 and (vocabulary.brands.search(text) or "送信" in text):
+        return True
+    if text.lower().startswith(("iphone", "ipad")) and len(text) <= 40 and _DEVICE_SENT.search(text):
         return True
     if lead is None:
         return False

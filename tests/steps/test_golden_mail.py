@@ -66,6 +66,15 @@ def test_own_words_are_found(case: ReplyCase) -> None:
     assert squeezed(found.text) == squeezed(case.own)
 
 
+@pytest.mark.parametrize("case", reply_cases("replies_html.txt"), ids=lambda case: case.name)
+def test_own_words_are_found_in_html(case: ReplyCase) -> None:
+    raw = b"From: a@b.example\nMIME-Version: 1.0\nContent-Type: text/html; charset=utf-8\n\n" + case.text.encode()
+    mail = parse(raw)
+    assert mail.text_is_html
+    assert squeezed(own_words(mail.text).text) == squeezed(case.own)
+    assert squeezed(own_words(case.text, html=True).text) == squeezed(case.own)
+
+
 @pytest.mark.parametrize("case", reply_cases(), ids=lambda case: case.name)
 def test_nothing_of_a_text_is_dropped(case: ReplyCase) -> None:
     """Own words, quote and signature together hold every word of the text."""
