@@ -29,7 +29,7 @@ _NAME: Final = re.compile(
     r"(?i)mail(?:er)?[ -]?(?:delivery|daemon)|mail delivery (?:sub)?system|system administrator|postmaster|interscan"
 )
 _SUBJECT: Final = re.compile(
-    r"""(?ix)
+    r"""(?x)
     undeliver(?:ed|able) | (?:mail|message|delivery)[ ](?:delivery[ ])?(?:status[ ]notification|failed|failure|error|has[ ]been[ ]delayed|delay(?:ed)?)
     | delivery[ ]status[ ]notification | failure[ ]notice | returned?[ ](?:mail|to[ ]sender) | mail[ ](?:system[ ]error|could[ ]not[ ]be[ ]delivered)
     | (?:permanent|temporary)[ ]delivery[ ](?:failure|error) | could[ ]not[ ](?:be[ ]delivered|deliver) | unable[ ]to[ ]deliver | not[ ]delivered
@@ -48,7 +48,7 @@ _SUBJECT: Final = re.compile(
     """
 )
 _BODY: Final = re.compile(
-    r"""(?ix)
+    r"""(?x)
     this[ ]is[ ]the[ ](?:qmail|mail[ ]system|mail[ ]delivery|dragonfly|postfix|mailer-daemon|indimail|machine[ ]generated)
     | (?:could[ ]not|couldn't|cannot|can't|was[ ]not|were[ ]not|not[ ]be(?:en)?|unable[ ]to|wasn't[ ]able[ ]to|has[ ]not[ ]been|failed[ ]to)[ ](?:be[ ])?deliver
     | (?:following|these|this)[ ](?:address(?:es)?|recipient(?:s|\(s\))?)[ ](?:failed|had|have|has|could|was|were|is)
@@ -119,8 +119,8 @@ def _informal(mail: ParsedMail) -> bool:
         return True
     if _SENDER.match(local) and local.lower().startswith(("mailer", "maild", "mail-d", "mmdf", "microsoftexchange")):
         return True
-    subject = _SUBJECT.search(mail.subject) is not None
-    words = _BODY.search(mail.text[:6000]) is not None
+    subject = _SUBJECT.search(mail.subject.lower()) is not None
+    words = _BODY.search(mail.text[:6000].lower()) is not None
     return subject or (words and (local != "" and _SENDER.match(local) is not None))
 
 
@@ -160,7 +160,7 @@ def returned_report_words(mail: ParsedMail) -> bool:
     text = mail.text[:20_000]
     if _PLAINLY_REPORT.match(mail.subject):
         return True
-    if _SUBJECT.search(mail.subject) is not None and _SMTP_EVIDENCE.search(text) is not None:
+    if _SUBJECT.search(mail.subject.lower()) is not None and _SMTP_EVIDENCE.search(text) is not None:
         return True
     return (
         re.search(r"(?im)^[>\s]*final-recipient:", text) is not None

@@ -54,7 +54,8 @@ def _robots() -> _Robots:
 
 
 def _any(patterns: list[str]) -> re.Pattern[str]:
-    return re.compile("|".join(f"(?:{pattern})" for pattern in patterns), re.IGNORECASE)
+    """One pattern for lower-case text: without IGNORECASE the engine skips alternatives by their first letter."""
+    return re.compile("|".join(f"(?:{pattern})" for pattern in patterns))
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ class _Seen:
     envelope: Envelope
     identity: Identity
     names: frozenset[str]
-    subject: str
+    subject: str  # NFKC, lower case
     local: str  # of the one From address, lower case
     form: bool  # a person behind a contact form: From is a machine, Reply-To the person
 
@@ -159,8 +160,8 @@ def _own_return_path(seen: _Seen) -> bool:
 def _no_reply(seen: _Seen) -> bool:
     if seen.form:
         return False
-    path = (seen.mail.return_path or "").partition("@")[0]
-    answer = [address.addr.partition("@")[0] for address in seen.mail.reply_to]
+    path = (seen.mail.return_path or "").partition("@")[0].lower()
+    answer = [address.addr.partition("@")[0].lower() for address in seen.mail.reply_to]
     return any(_robots().no_reply.fullmatch(local) for local in (seen.local, path, *answer) if local and len(local) < 100)
 
 
@@ -169,7 +170,7 @@ def _system_sender(seen: _Seen) -> bool:
         return False
     locals_ = [seen.local]
     if seen.mail.sender is not None:
-        locals_.append(seen.mail.sender.addr.partition("@")[0])
+        locals_.append(seen.mail.sender.addr.partition("@")[0].lower())
     path = (seen.mail.return_path or "").partition("@")[0]
     if re.fullmatch(r"(?i)mailer-daemon|post_?master|owner-.{1,80}|.{1,80}-(?:owner|request)", path):
         return True
@@ -188,7 +189,7 @@ def _calendar(seen: _Seen) -> bool:
 
 
 def _robot_body(seen: _Seen) -> bool:
-    head = unicodedata.normalize("NFKC", seen.envelope.inner[:700])
+    head = unicodedata.normalize("NFKC", seen.envelope.inner[:700]).lower()
     return _robots().bodies.search(head) is not None
 
 
@@ -276,7 +277,7 @@ def judge(mail: ParsedMail, envelope: Envelope, identity: Identity) -> Verdict:
         envelope=envelope,
         identity=identity,
         names=frozenset(name for name, _ in mail.headers),
-        subject=unicodedata.normalize("NFKC", mail.subject).strip()[:500],
+        subject=unicodedata.normalize("NFKC", mail.subject).strip()[:500].lower(),
         local=sender.addr.partition("@")[0].lower() if sender is not None else "",
         form=envelope.form,
     )

@@ -17,7 +17,7 @@ import re
 import tomllib
 import unicodedata
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
 from typing import Final
 
@@ -711,9 +711,11 @@ _CONFUSABLE: Final = str.maketrans(
 )
 
 
+@lru_cache(maxsize=512)
 def looks_like_marketplace(host: str) -> bool:
     """Whether a host that is no marketplace's spells one's name, in whole, with look-alike letters, or in punycode."""
-    if host in _facts().sites or any(host.endswith("." + known) for known in _facts().sites):
+    parts = host.split(".")[-6:]
+    if any(".".join(parts[start:]) in _facts().sites for start in range(len(parts) - 1)):
         return False
     try:
         shown = host.encode("ascii", "ignore").decode("idna") if "xn--" in host else host
