@@ -115,7 +115,9 @@ def _listed(seen: _Seen) -> bool:
 
 
 # Whatever the vendor: X-Foo-Auto-Reply, X-Holidayreply, X-Machinegenerated.
-_MACHINE_NAME: Final = re.compile(r"auto[-_]?(?:response(?!-suppress)|respond|repl(?:y|ied)|generated|answer)|holidayreply|vacation|machinegenerated|out-?of-?office")
+_MACHINE_NAME: Final = re.compile(
+    r"auto[-_]?(?:response(?!-suppress)|respond|repl(?:y|ied)|generated|answer)|holidayreply|vacation|machinegenerated|out-?of-?office"
+)
 
 
 def _machine_header(seen: _Seen) -> bool:
