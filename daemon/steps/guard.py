@@ -40,18 +40,21 @@ _TLD = (
 _URL = re.compile(r"(?:https?|ftp|hxxps?)\s?:\s?/\s?/\s?\S+|\bwww\s?\.\s?\S+", re.IGNORECASE)
 _BARE_DOMAIN = re.compile(rf"(?<![\w@.-])(?:[A-Za-z0-9][A-Za-z0-9-]*(?:{_DOT}|\s\.\s))+{_TLD}(?![\w-])(?:/\S*)?")
 _EMAIL = re.compile(
-    rf"[\w.+-]+\s*(?:@|[\(\[\{{]\s?(?:at|AT|ät|arroba|chiocciola)\s?[\)\]\}}])\s*[\w-]+(?:\s*{_DOT}\s*[\w-]+)+"
-    rf"|[\w.+-]+\s(?:at|AT|arroba|chiocciola|arobase)\s[\w-]+(?:{_DOT}[\w-]+)*(?:\.|\s(?:dot|DOT|punkt|punto|point)\s){_TLD}(?![\w-])"
+    rf"[\w.+-]{{1,64}}\s?(?:@|[\(\[\{{]\s?(?:at|AT|ät|arroba|chiocciola)\s?[\)\]\}}])\s?[\w-]{{1,63}}(?:\s?{_DOT}\s?[\w-]{{1,63}})+"
+    rf"|[\w.+-]{{1,64}}\s(?:at|AT|arroba|chiocciola|arobase)\s[\w-]{{1,63}}(?:\s(?:dot|DOT|punkt|punto|point)\s)[\w-]{{2,63}}"
+    rf"|[\w.+-]{{1,64}}\s(?:arroba|chiocciola|arobase)\s[\w-]{{1,63}}\.[\w-]{{2,63}}"
 )
 _DIGITS = re.compile(r"(?<![\w▯-])(?:\+|00)?\(?\d(?:[ ()./\-‐‑–]{0,2}\d){7,15}(?![\w▯-])")
+#: Too short for _DIGITS, long enough to be dialled: the numbering plans decide.
+_NUMBERISH = re.compile(r"(?<![\w▯.,-])[+(]?\d(?:[ ()./-]{0,2}\d){5,6}(?![\w▯-])")
 _HTML = re.compile(
     r"<\s*/?\s*(?:a|b|i|u|p|br|div|span|img|font|table|tr|td|html|body|script|style|center|h\d|ul|li|em|strong)\b[^>]*>",
     re.IGNORECASE,
 )
-_GIF = re.compile(r"\bcid:\S+|\S+\.(?:gif|png|jpe?g|webp|svg)\b", re.IGNORECASE)
+_GIF = re.compile(r"\bcid:\S{1,80}|[\w-]{1,80}\.(?:gif|png|jpe?g|webp|svg)\b", re.IGNORECASE)
 _PLACEHOLDER = re.compile(
     r"\{\{|\}\}|\{%|%\}|\{#|#\}|\[\[|\]\]|\$\{[^}]*\}|%\([a-z_]+\)s|\{[a-z_.]+\}|<(?:[a-z][a-z0-9_ ]{1,30})>|\[(?:name|order|date|item|tracking|your|insert|order id|customer)[^\]]{0,30}\]"
-    r"|\b(?:None|nan|NaN|undefined|NULL|null|NoneType|XXX+|TODO|TBD|lorem ipsum)\b"
+    r"|\b(?:None|nan|NaN|undefined|NULL|null|NoneType|XXX+|TODO|TBD|(?i:lorem ipsum))\b"
 )
 _ORDER_ID = re.compile(r"(?<![\w-])(?:\d{3}-\d{7}-\d{7}|[A-Z]\d{2}-\d{7}-\d{7}|\d{2}-\d{5}-\d{5})(?![\w-])")
 _DATE = re.compile(
@@ -60,6 +63,7 @@ _DATE = re.compile(
 _ATTACHMENT_NAMES = re.compile(r"\.(?:pdf|docx?|txt|jpe?g|png)$", re.IGNORECASE)
 _ATTACHMENT_KINDS = frozenset({"instructions", "warranty", "invoice"})
 _INVISIBLE = {0x00AD, 0x200B, 0x200C, 0x200D, 0x2060, 0x2061, 0x2062, 0x2063, 0x2064, 0xFEFF, 0x180E, 0x034F}
+_DASHES = dict.fromkeys((0x2010, 0x2011, 0x2012, 0x2013, 0x2212, 0xFE63), "-")
 _EMOJI_RANGES = ((0x1F000, 0x1FAFF), (0x2600, 0x27BF), (0xFE0F, 0xFE0F), (0x2B00, 0x2BFF), (0x1F1E6, 0x1F1FF), (0x20E3, 0x20E3))
 _TEXT_EMOTICON = re.compile(r"(?<![\w:/])(?:[:;=8xX][-^']?[)(DPpOo3*|\\/]{1,2}|<3|\^_\^|\(\^[^)]{1,3}\^\)|T_T|xD|XD)(?![\w/])")
 
@@ -132,13 +136,56 @@ def _data() -> dict[str, Any]:
 
 
 @cache
-def _pattern(rule: str) -> re.Pattern[str]:
-    """One expression for all words of a rule: whole words where the script has spaces, anywhere where it has none."""
-    parts = []
+def _patterns(rule: str) -> tuple[tuple[str, re.Pattern[str]], ...]:
+    """(literal that every match contains, expression) for the words of a rule.
+
+    Whole words where the script has spaces, anywhere where it has none. The
+    literal is looked for first: a reply of a thousand characters would otherwise
+    cost a hundred expressions at every one of them.
+    """
+    found = []
     for word in _data()["words"][rule]:
         spaced = all(ord(c) < 0x2E80 for c in word)
-        parts.append(rf"(?<!\w){word}(?!\w)" if spaced else word)
-    return re.compile("|".join(f"(?:{p})" for p in parts), re.IGNORECASE)
+        found.append((_literal(word), re.compile(rf"(?<!\w)(?:{word})(?!\w)" if spaced else word, re.IGNORECASE)))
+    return tuple(found)
+
+
+def _literal(expression: str) -> str:
+    """The longest run of plain characters that every match of the expression has; empty when there is none.
+
+    Groups, classes, escapes and whatever a ``? * {`` makes optional are left out.
+    """
+    depth, runs, run = 0, [], ""
+    position = 0
+    while position < len(expression):
+        character = expression[position]
+        width = 2 if character == "\\" else 1
+        if character == "[":
+            width = expression.index("]", position + 1) - position + 1
+        following = expression[position + width : position + width + 1]
+        plain = depth == 0 and character not in "\\[]().^$|+?*{}" and following not in ("?", "*", "{")
+        if character == "(":
+            depth += 1
+        elif character == ")":
+            depth -= 1
+        elif character == "|" and depth == 0:
+            return ""
+        if plain:
+            run += character
+        else:
+            runs.append(run)
+            run = ""
+        if character == "{":
+            width = expression.index("}", position) - position + 1
+        position += width
+    return max([*runs, run], key=len).lower()
+
+
+def _matches(rule: str, text: str, low: str) -> Iterator[str]:
+    for literal, pattern in _patterns(rule):
+        if literal in low:
+            for match in pattern.finditer(text):
+                yield match.group()
 
 
 @cache
@@ -148,7 +195,7 @@ def _thanks() -> re.Pattern[str]:
 
 def _fold(text: str) -> str:
     """Text as a filter sees through it: NFKC, and no invisible characters."""
-    return "".join(c for c in unicodedata.normalize("NFKC", text) if ord(c) not in _INVISIBLE)
+    return "".join(c for c in unicodedata.normalize("NFKC", text) if ord(c) not in _INVISIBLE).translate(_DASHES)
 
 
 def _mask(text: str, context: GuardContext) -> str:
@@ -200,11 +247,19 @@ def _addresses(text: str, context: GuardContext) -> Iterator[Finding]:
     for match in _DIGITS.finditer(numbers):
         spans.append(match.span())
         yield from _found("O3", match.group(), context)
-    for region in _data()["phone_regions"]:
-        for phone in phonenumbers.PhoneNumberMatcher(numbers, region, leniency=phonenumbers.Leniency.VALID):
-            if not any(start < phone.end and phone.start < end for start, end in spans):
-                spans.append((phone.start, phone.end))
-                yield from _found("O3", phone.raw_string, context)
+    for candidate in _NUMBERISH.finditer(numbers):
+        if not any(start < candidate.end() and candidate.start() < end for start, end in spans) and _is_phone(
+            candidate.group()
+        ):
+            yield from _found("O3", candidate.group(), context)
+
+
+def _is_phone(candidate: str) -> bool:
+    """Whether somebody in one of the regions would dial this number."""
+    return any(
+        next(iter(phonenumbers.PhoneNumberMatcher(candidate, region, leniency=phonenumbers.Leniency.VALID)), None)
+        for region in _data()["phone_regions"]
+    )
 
 
 def _is_own_host(url: str, marketplace: str | None) -> bool:
@@ -219,12 +274,13 @@ def _is_own_host(url: str, marketplace: str | None) -> bool:
 
 
 def _words(text: str, context: GuardContext) -> Iterator[Finding]:
+    low = text.lower()
     for rule in ("O4", "O5", "O6", "O7", "O8", "O18", "O19"):
-        for match in _pattern(rule).finditer(text):
-            yield from _found(rule, match.group(), context)
+        for excerpt in _matches(rule, text, low):
+            yield from _found(rule, excerpt, context)
     if context.facts is None or not context.facts.refunded:
-        for match in _pattern("O14").finditer(text):
-            yield from _found("O14", match.group(), context)
+        for excerpt in _matches("O14", text, low):
+            yield from _found("O14", excerpt, context)
 
 
 def _styling(draft: Draft, context: GuardContext) -> Iterator[Finding]:
