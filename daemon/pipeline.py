@@ -66,7 +66,8 @@ def read(raw: bytes, mind: Mind, identity: Identity) -> Reading:
     """Everything that the bytes of a message tell."""
     mail = parse.parse(raw)
     envelope = marketplace.unwrap(mail, identity)
-    own = writing.own_words(envelope.inner, html=mail.text_is_html)
+    names = tuple(name for name in (envelope.buyer_name, *(address.name for address in mail.from_)) if name)
+    own = writing.own_words(envelope.inner, names=names)  # the parser has made text of HTML already
     spoken = language.detect(own.text)
     raised, terms = flags.raise_flags(own.text, mail.subject, mail)
     verdict = gate.judge(mail, envelope, identity)
