@@ -42,8 +42,6 @@ def reading_record(reading: Reading) -> dict[str, Any]:
         "kind": envelope.kind.value,
         "language": reading.language,
         "text": reading.writing.text,
-        "quote": reading.writing.quote,
-        "signature": reading.writing.signature,
         "attachments": [{"name": a.name, "type": a.type, "size": a.size} for a in mail.attachments],
         "order_ids": list(dict.fromkeys(o.value for o in envelope.order_ids)),
         "gate": verdict_record(reading.verdict),

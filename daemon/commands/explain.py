@@ -27,7 +27,7 @@ from daemon.vocab import Identity, Reading
 BATCH = 8
 #: The documented fields, in their order; a record always has all of them.
 FIELDS = (
-    "file", "message_id", "from", "subject", "marketplace", "kind", "language", "text", "quote", "signature", "attachments", "order_ids",
+    "file", "message_id", "from", "subject", "marketplace", "kind", "language", "text", "attachments", "order_ids",
     "gate", "prediction", "flags", "facts", "decision", "draft", "guard", "error",
 )  # fmt: skip
 
