@@ -19,7 +19,9 @@ from daemon.mime.quotation import OWN, QUOTE, RULE, blank, is_forward, marked, w
 from daemon.vocab import Writing
 
 _SIGNATURE: Final = "s"
-_TAG: Final = re.compile(r"(?i)<(?:!doctype|html|head|body|div|p|br|span|blockquote|table|font|pre|b|i|a href|ul|ol|h[1-6]|style|meta)\b")
+_TAG: Final = re.compile(
+    r"(?i)<(?:!doctype|html|head|body|div|p|br|span|blockquote|table|font|pre|b|i|a href|ul|ol|h[1-6]|style|meta)\b"
+)
 _SIGNED: Final = re.compile(r"-----BEGIN PGP SIGNED MESSAGE-----\s*$")
 
 
