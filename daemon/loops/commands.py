@@ -19,7 +19,7 @@ from daemon import log as logging
 from daemon.clock import Clock
 from daemon.config import ApproverConfig, MailboxConfig, StaffAuth
 from daemon.edges.dkim import Signature
-from daemon.errors import NeedsHuman
+from daemon.errors import NeedsHuman, Transient
 from daemon.loops import staff, views
 from daemon.loops.staff import Desk, Revision
 from daemon.steps.approval import Judgement, Misread, before_quote, judge_reply, parse_command, parse_digest
@@ -38,6 +38,8 @@ log = logging.get(__name__)
 ANSWERS_PER_HOUR = 60
 #: Answers to unclear replies of one approver in an hour.
 UNCLEAR_ANSWERS_PER_HOUR = 10
+#: How often, and for how long, the key of a signature is looked up while DNS gives no answer.
+LOOK_UP_EVERY, LOOK_UP_FOR = timedelta(minutes=5), timedelta(hours=6)
 #: Tokens and Message-IDs of one reply that are looked up.
 LOOKUPS = 20
 #: Headers beside To and Cc that a server may keep the plus-address in.
@@ -81,12 +83,16 @@ async def carry_out(
 ) -> None:
     """Carry out one approver's reply; its own case ends as applied or ignored.
 
-    Raises Transient when a signature cannot be looked up for now; the case
-    then stays as it is.
+    While a signature's key cannot be looked up the case is deferred, in the
+    end without proof, which changes nothing.
     """
     now = clock.now()
     mailbox = desk.mailbox(case.mailbox)
-    verdict, signed = await _judge(desk, mailbox, case, reading, dkim)
+    try:
+        verdict, signed = await _judge(desk, mailbox, case, reading, dkim)
+    except Transient:
+        await _look_up_later(desk, case, worker, now)
+        return
     approver = _approver(desk, reading)
     if not verdict.accepted or approver is None:
         await _ignore(desk, case, worker, f"{verdict.gate.lower()}_{verdict.reason}", now)
@@ -138,6 +144,17 @@ def _approver(desk: Desk, reading: Reading) -> ApproverConfig | None:
     if sender is None:
         return None
     return next((a for a in desk.config.approvers if a.address.casefold() == sender.addr.casefold()), None)
+
+
+async def _look_up_later(desk: Desk, case: Claimed, worker: str, now: datetime) -> None:
+    if now - case.received_at > LOOK_UP_FOR:
+        await _ignore(desk, case, worker, "g3_key_not_found", now)
+        return
+    settlement = Settlement(
+        case.case_id, case.state, CaseState.DEFERRED, "approval_key_lookup", values={"due_at": now + LOOK_UP_EVERY}
+    )
+    await desk.database.write(lambda c: cases.settle(c, settlement, worker=worker, now=now))
+    log.warning("approval.key_lookup_failed", case_id=case.case_id)
 
 
 async def _ignore(desk: Desk, case: Claimed, worker: str, reason: str, now: datetime) -> None:

@@ -131,6 +131,7 @@ def stop(connection: Connection, *, actor: str, now: datetime) -> bool:
 def _approve(work: _Work) -> Applied:
     _expect(work, CaseState.AWAITING_APPROVAL)
     _newest(work)
+    _not_held(work)
     _spend(work, Effect.APPROVED)
     draft = drafts.load(work.connection, work.case.id, work.revision)
     if draft is None:
@@ -188,6 +189,7 @@ def _edit(work: _Work) -> Applied:
     if state not in {CaseState.AWAITING_APPROVAL, CaseState.HUMAN}:
         raise StaleMove(work.case.state)
     _newest(work)
+    _not_held(work)
     effect = Effect.ASKED_AGAIN if work.what.look_again else Effect.EDITED
     _spend(work, effect)
     drafts.create(
@@ -318,6 +320,21 @@ def _expect(work: _Work, state: CaseState) -> None:
 def _newest(work: _Work) -> None:
     if work.revision != work.case.revision:
         raise _Refused("replaced")
+
+
+def _not_held(work: _Work) -> None:
+    """A hold binds everybody but the one who set it; by mail nobody else sends past it."""
+    until = work.case.hold_until
+    if until is None or until <= work.now or work.what.token_hash is None:
+        return
+    holder = work.connection.execute(
+        select(events.c.actor)
+        .where(events.c.case_id == work.case.id, events.c.reason == Effect.HELD.value)
+        .order_by(events.c.id.desc())
+        .limit(1)
+    ).scalar_one_or_none()
+    if holder != work.what.actor:
+        raise _Refused("on_hold")
 
 
 def _spend(work: _Work, effect: Effect, *, again: bool = False) -> None:

@@ -8,7 +8,7 @@ from datetime import datetime
 
 from sqlalchemy import ColumnElement, Connection, and_, exists, func, insert, or_, select, update
 
-from daemon.store.tables import approvals, cases, drafts, outbox
+from daemon.store.tables import approvals, cases, drafts, events, outbox
 from daemon.vocab import CaseState, DeliveryState, DraftState
 
 
@@ -362,3 +362,25 @@ def stands(connection: Connection, case_id: int, state: CaseState, revision: int
     """Whether a case is still in that state with that newest revision."""
     row = connection.execute(select(cases.c.state, cases.c.revision).where(cases.c.id == case_id)).one_or_none()
     return row is not None and row.state == state.value and row.revision == revision
+
+
+def release_hold(connection: Connection, case_id: int, *, actor: str, now: datetime) -> bool:
+    """End a hold before its time; False when the case is not on hold. Upkeep asks again at its next step."""
+    ended = connection.execute(
+        update(cases)
+        .where(cases.c.id == case_id, cases.c.state == CaseState.AWAITING_APPROVAL.value, cases.c.hold_until.is_not(None))
+        .values(hold_until=now, updated_at=now)
+    )
+    if ended.rowcount != 1:
+        return False
+    connection.execute(
+        insert(events).values(
+            case_id=case_id,
+            at=now,
+            from_state=CaseState.AWAITING_APPROVAL.value,
+            to_state=CaseState.AWAITING_APPROVAL.value,
+            reason="released",
+            actor=actor,
+        )
+    )
+    return True

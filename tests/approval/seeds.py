@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import hashlib
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 from sqlalchemy import Connection, insert, select
 
+from daemon.steps.enrich import facts_to_dict
 from daemon.store import drafts, requests, tokens
 from daemon.store.drafts import NewDraft
 from daemon.store.tables import cases, raw_mail, records
-from daemon.vocab import CaseState, DraftState
+from daemon.vocab import CaseState, DraftState, Fulfilment, OrderFacts, OrderItem, OrderState
 
 KEY = b"k" * 32
 MAILBOX = "shop"
 ADDRESS = "shop@shop.example"
 BUYER = "b7x2k9@marketplace.amazon.de"
+FACTS = OrderFacts(
+    order_id="302-1234567-1234567",
+    shop="amazon",
+    state=OrderState.DELIVERED,
+    fulfilment=Fulfilment.FBM,
+    as_of=datetime(2026, 11, 2, 8, tzinfo=UTC),
+    source="orders.txt",
+    value=Decimal("19.90"),
+    currency="EUR",
+    items=(OrderItem(title="Vase, blau"),),
+)
 
 
 def add_case(
@@ -77,7 +90,7 @@ def add_case(
             },
             outcome=outcome
             or {
-                "facts": {"state": "delivered", "fulfilment": "FBM", "value": "19.90", "currency": "EUR", "items": []},
+                "facts": facts_to_dict(FACTS),
                 "decision": {"reasons": ["policy:ask"], "actions": []},
                 "guard": [],
             },
