@@ -15,7 +15,7 @@ import secrets
 import signal
 import uuid
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,9 @@ from daemon import log as logging
 from daemon import mind, resources
 from daemon.clock import Clock, SystemClock
 from daemon.config import Config, MailboxConfig, RunMode, load
-from daemon.edges.credentials import database_password, sign_in
+from daemon.edges.credentials import OAuthSignIn, database_password, sign_in
 from daemon.edges.dkim import signatures
+from daemon.edges.http import WatchServer, post_json
 from daemon.edges.imap import Imap
 from daemon.edges.orders.opening import open_orders
 from daemon.edges.smtp import Smtp
@@ -37,10 +38,12 @@ from daemon.edges.systemd import Notifier, watchdog_seconds
 from daemon.edges.workers import WorkerFailure, WorkerLimits, WorkerPool
 from daemon.errors import ConfigError, NeedsHuman, PostsaleError
 from daemon.loops.advance import Advance, AdvanceSettings
+from daemon.loops.care import Care
 from daemon.loops.commands import carry_out
 from daemon.loops.deliver import Deliver
 from daemon.loops.ingest import Ingest
 from daemon.loops.loop import Loop
+from daemon.loops.metrics import Metrics
 from daemon.loops.profiles import profile, profiles
 from daemon.loops.recheck import OrderRows, Recheck
 from daemon.loops.revise import Revise
@@ -232,7 +235,16 @@ class App:
             action_text=lambda code, language: self.judge.mind.playbook.action_text(code, language),
         )
         approvals = Approvals(desk, on_notice=self.wake_senders)
-        tasks = (Task("orders", self._refresh_orders, every=REPORTS_EVERY), *approvals.tasks())
+        care = Care(
+            desk,
+            started_at=clock.now(),
+            troubles=lambda: {s.mailbox: s.trouble for s in self.senders if s.trouble},
+            stalled=self._stalled,
+            token_ends=self._token_ends,
+            post=post_json,
+            on_notice=self.wake_senders,
+        )
+        tasks = (Task("orders", self._refresh_orders, every=REPORTS_EVERY), *approvals.tasks(), *care.tasks())
         self.upkeep = Upkeep(tasks=tasks, clock=clock, next_due=approvals.next_due)
         self.advance = Advance(
             database=database,
@@ -251,6 +263,10 @@ class App:
         self.ingests = [self._ingest(mailbox) for mailbox in config.mailboxes]
         self.senders = [self._deliver(mailbox, recheck) for mailbox in config.mailboxes]
         self.loops = [*self.ingests, self.advance, *self.senders, self.upkeep]
+        if config.http.listen:
+            metrics = Metrics(database, clock, lambda: self.loops)
+            self.watch_server = WatchServer(config.http.listen, metrics=metrics.text, health=self._health)
+            self._stack.callback(self.watch_server.close)
 
     def _advance_settings(self, key: bytes, stale_after: timedelta) -> AdvanceSettings:
         config = self.config
@@ -357,7 +373,7 @@ class App:
     async def _feed_watchdog(self) -> None:
         seconds = watchdog_seconds() or 10
         while not self.stop.is_set():
-            stalled = [loop.name for loop in self.loops if not loop.healthy]
+            stalled = self._stalled()
             if stalled:
                 log.error("loop.stalled", loops=stalled)
                 self.notifier.status(f"stalled: {', '.join(stalled)}")
@@ -365,6 +381,23 @@ class App:
                 self.notifier.alive()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.stop.wait(), seconds)
+
+    def _stalled(self) -> list[str]:
+        return [loop.name for loop in self.loops if not loop.healthy]
+
+    def _token_ends(self) -> dict[str, datetime | None]:
+        """When the access token of each OAuth2 mailbox ends; None before the first sign-in."""
+        ends: dict[str, datetime | None] = {}
+        for mailbox in self.config.mailboxes:
+            way = sign_in(self.config, mailbox)
+            if isinstance(way, OAuthSignIn):
+                moment = way.expires_at()
+                ends[mailbox.name] = datetime.fromtimestamp(moment, UTC) if moment else None
+        return ends
+
+    def _health(self) -> tuple[bool, dict[str, Any]]:
+        stalled = self._stalled()
+        return not stalled, {"stalled": stalled, "model": self.judge.versions[0], "playbook": self.judge.versions[1]}
 
     def _watch_model(self) -> None:
         """A promoted model takes effect without a signal."""

@@ -381,6 +381,14 @@ class RetentionConfig(Section):
 class HttpConfig(Section):
     listen: str | None = Field(default=None, description="host:port on loopback for /metrics and /healthz. Unset: off.")
 
+    @field_validator("listen")
+    @classmethod
+    def _on_loopback(cls, value: str | None) -> str | None:
+        host, _, port = (value or "127.0.0.1:0").rpartition(":")
+        if host not in {"127.0.0.1", "localhost", "[::1]"} or not port.isdigit():
+            raise ValueError("is no loopback address with a port; write 127.0.0.1:9464")
+        return value
+
 
 class AlarmConfig(Section):
     addresses: tuple[str, ...] = Field(default=(), description="Who hears of trouble by mail.")

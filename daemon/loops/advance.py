@@ -296,9 +296,10 @@ class Advance(Loop):
         if decision.mode is Mode.NONE:
             ignored = outcome.verdict.verdict is GateVerdict.IGNORE
             return CaseState.IGNORED, outcome.verdict.reason if ignored else decision.reasons[0]
-        if item.reading.envelope.kind is Kind.BUYER and cases.newer_in_thread(
+        overtaken = item.reading.envelope.kind is Kind.BUYER and cases.newer_in_thread(
             connection, item.context.thread_id, after=item.case.case_id
-        ):
+        )
+        if overtaken and decision.mode is not Mode.HUMAN:  # what a person must see is not hidden by the next mail
             return CaseState.WITHDRAWN, "buyer_wrote_again"
         if outcome.defer_reason is not None:
             return CaseState.DEFERRED, outcome.defer_reason

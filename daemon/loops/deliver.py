@@ -102,6 +102,7 @@ class Deliver(Loop):
         self._boot_id = boot_id
         self._evidence_minutes = evidence_minutes
         self._breaker = breaker
+        self.trouble: str | None = None  # why the account is left alone for a while, for alarms
         self._append_to_sent = append_to_sent and sent is not None
         self._max_connections = max_connections
         self._recheck = recheck
@@ -327,6 +328,7 @@ class Deliver(Loop):
         except (Transient, StaleMove) as failed:  # from commit B: no byte has left
             return self._as_postponed(row, self.clock.now() + timedelta(seconds=5), str(failed))
         self._failures = 0
+        self.trouble = None
         _logger.info("reply.sent", delivery=row.id, case_id=row.case_id, kind=row.kind, code=accepted.code)
         return partial(outbox.accepted, **how, code=accepted.code, reply=accepted.reply, now=self.clock.now())
 
@@ -345,6 +347,7 @@ class Deliver(Loop):
         wait = timedelta(seconds=backoff(RECONNECT_BACKOFF_SECONDS, self._failures))
         if isinstance(trouble, AccountTrouble | NeedsHuman | ConfigError):
             wait = self._breaker
+            self.trouble = str(trouble)
         self._try_at = self.clock.monotonic() + wait.total_seconds()
         _logger.warning(
             "account.unreachable", mailbox=self.mailbox, problem=str(trouble), retry_seconds=round(wait.total_seconds())

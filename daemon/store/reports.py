@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Column, ColumnElement, Connection, func, select
 
-from daemon.store.tables import alarms, cases, drafts, folders, outbox
-from daemon.vocab import CaseState, DeliveryKind, DeliveryState
+from daemon.store.tables import alarms, cases, drafts, folders, outbox, records
+from daemon.vocab import CaseState, DeliveryKind, DeliveryState, Kind
 
 #: States in which a case waits for somebody or something, and a buyer waits for an answer.
 OPEN_STATES = (
@@ -181,3 +182,188 @@ def case_views(connection: Connection) -> list[CaseView]:
         .order_by(cases.c.id)
     )
     return [CaseView(*row) for row in connection.execute(query)]
+
+
+# --------------------------------------------------------------------------- rates and accounts
+
+
+def usual_rate(connection: Connection, *, now: datetime, window: timedelta, days: int) -> dict[str, float]:
+    """Mails per mailbox that usually arrive in a window of that length, over the days before it."""
+    end = now - window
+    begin = end - timedelta(days=days)
+    query = (
+        select(cases.c.mailbox, func.count(), func.min(cases.c.received_at))
+        .where(cases.c.received_at > begin, cases.c.received_at <= end)
+        .group_by(cases.c.mailbox)
+    )
+    rates: dict[str, float] = {}
+    for mailbox, number, first in connection.execute(query):
+        span = end - max(begin, first)  # a mailbox that is watched since yesterday has no two weeks
+        if span >= window:
+            rates[mailbox] = number * (window / span)
+    return rates
+
+
+@dataclass(frozen=True, slots=True)
+class ShadowDraft:
+    """One reply that would have been asked for or sent."""
+
+    case_id: int
+    mode: str
+    label: str
+    policy: str
+    subject: str
+    body: str
+    language: str
+
+
+@dataclass(frozen=True, slots=True)
+class ShadowAccount:
+    """What shadow mode would have done in a span of time."""
+
+    cases: int
+    modes: Mapping[str, int]  # send, ask, human
+    policies: Sequence[tuple[str, int]]
+    labels: Sequence[tuple[str, int]]
+    confidence: float | None  # mean confidence of what would have been answered: the share expected to be right
+    drafts: Sequence[ShadowDraft]
+
+
+def shadowed(connection: Connection, mailbox: str, *, since: datetime, until: datetime) -> ShadowAccount:
+    """The account of shadow mode for cases that ended in it within that time."""
+    newest = (drafts.c.case_id == cases.c.id) & (drafts.c.revision == cases.c.revision)
+    rows = connection.execute(
+        select(
+            cases.c.id,
+            cases.c.mode,
+            cases.c.label,
+            cases.c.sublabel,
+            cases.c.policy,
+            cases.c.confidence,
+            drafts.c.subject,
+            drafts.c.body,
+            drafts.c.language,
+        )
+        .outerjoin(drafts, newest)
+        .where(
+            cases.c.mailbox == mailbox,
+            cases.c.state == CaseState.SHADOWED.value,
+            cases.c.updated_at > since,
+            cases.c.updated_at <= until,
+        )
+        .order_by(cases.c.id)
+    ).all()
+    answered = [row for row in rows if row.body]
+    sure = [row.confidence for row in answered if row.confidence is not None]
+    return ShadowAccount(
+        cases=len(rows),
+        modes=Counter(row.mode or "human" for row in rows),
+        policies=Counter(row.policy or "-" for row in rows).most_common(),
+        labels=Counter(_label(row.label, row.sublabel) for row in rows).most_common(),
+        confidence=sum(sure) / len(sure) if sure else None,
+        drafts=[
+            ShadowDraft(
+                row.id,
+                row.mode or "human",
+                _label(row.label, row.sublabel),
+                row.policy or "-",
+                row.subject,
+                row.body,
+                row.language,
+            )
+            for row in answered
+        ],
+    )
+
+
+def _label(label: str | None, sublabel: str | None) -> str:
+    return "/".join(part for part in (label, sublabel) if part) or "-"
+
+
+# --------------------------------------------------------------------------- the business
+
+
+#: Groups smaller than this are shown as "<5", so that a report says nothing about single buyers.
+SMALL = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Business:
+    """What buyers wrote about, and how they were answered."""
+
+    since: datetime
+    until: datetime
+    messages: int
+    labels: Mapping[str, int]
+    reasons: Mapping[str, Mapping[str, int]]  # product → label → messages
+    response_hours: Sequence[float]  # from the message to its answer
+    answered: Mapping[str, int]  # automatic, approved, edited
+
+
+def business(connection: Connection, *, since: datetime, until: datetime) -> Business:
+    """Figures over buyer messages that arrived in that time."""
+    reply = (outbox.c.case_id == cases.c.id) & (outbox.c.kind == DeliveryKind.BUYER_REPLY.value)
+    newest = (drafts.c.case_id == cases.c.id) & (drafts.c.revision == cases.c.revision)
+    rows = connection.execute(
+        select(
+            cases.c.label,
+            cases.c.sublabel,
+            cases.c.received_at,
+            records.c.outcome,
+            outbox.c.automatic,
+            outbox.c.updated_at.label("sent_at"),
+            drafts.c.author,
+        )
+        .outerjoin(records, records.c.case_id == cases.c.id)
+        .outerjoin(outbox, reply & (outbox.c.state == DeliveryState.SENT.value))
+        .outerjoin(drafts, newest)
+        .where(cases.c.kind == Kind.BUYER.value, cases.c.received_at > since, cases.c.received_at <= until)
+        .where(cases.c.state != CaseState.IGNORED.value, cases.c.duplicate_of.is_(None))
+    ).all()
+    labels: Counter[str] = Counter()
+    reasons: dict[str, Counter[str]] = {}
+    answered: Counter[str] = Counter()
+    hours: list[float] = []
+    for row in rows:
+        label = _label(row.label, row.sublabel)
+        labels[label] += 1
+        for product in _products(row.outcome):
+            reasons.setdefault(product, Counter())[label] += 1
+        if row.sent_at is not None:
+            hours.append((row.sent_at - row.received_at).total_seconds() / 3600)
+            answered["automatic" if row.automatic else "approved" if row.author == "postsale" else "edited"] += 1
+    return Business(since, until, len(rows), labels, reasons, hours, answered)
+
+
+def _products(outcome: Mapping[str, Any] | None) -> list[str]:
+    items = ((outcome or {}).get("facts") or {}).get("items") or []
+    return list(
+        dict.fromkeys(str(item.get("sku") or item.get("asin") or "") for item in items if item.get("sku") or item.get("asin"))
+    )
+
+
+def shown(number: int) -> str:
+    """A count as a report shows it."""
+    return str(number) if number >= SMALL or number == 0 else f"<{SMALL}"
+
+
+def business_lines(summary: Business) -> list[str]:
+    """The summary as light-marked text, for mail and terminal."""
+    lines = [
+        f"{summary.since:%Y-%m-%d} to {summary.until:%Y-%m-%d}: {summary.messages} messages of buyers",
+        "",
+        "## What about",
+    ]
+    lines += [f"- {label}: {shown(number)}" for label, number in Counter(summary.labels).most_common()]
+    lines += ["", "## By product"]
+    for product, counts in sorted(summary.reasons.items(), key=lambda kv: -sum(kv[1].values()))[:20]:
+        parts = ", ".join(f"{label} {shown(number)}" for label, number in Counter(counts).most_common())
+        lines.append(f"- {product}: {parts}")
+    total = sum(summary.answered.values())
+    lines += ["", "## Answers"]
+    if summary.response_hours:
+        ordered = sorted(summary.response_hours)
+        within = sum(h <= 24 for h in ordered) / len(ordered)
+        lines.append(f"- {within:.0%} within 24 hours; half of them within {ordered[len(ordered) // 2]:.1f} hours")
+    lines += [f"- {how}: {shown(number)} of {total}" for how, number in Counter(summary.answered).most_common()]
+    return lines

@@ -245,6 +245,15 @@ async def test_what_a_person_has_stays_with_the_person(shop: Shop) -> None:
     assert (second.state, second.reason) == (CaseState.HUMAN, "thread_with_person")
 
 
+async def test_danger_is_not_hidden_by_a_second_mail_of_the_same_batch(shop: Shop) -> None:
+    shop.rows = [SHIPPED]
+    first = await shop.arrives(buyer_mail("The lamp caught fire, my son is injured!"))
+    second = await shop.arrives(buyer_mail("And when does the parcel with the second lamp arrive?", number=2))
+    await shop.loop.run_until_idle()
+    assert (await shop.case(first)).state == CaseState.HUMAN
+    assert (await shop.case(second)).state in {CaseState.HUMAN, CaseState.AWAITING_APPROVAL}
+
+
 async def test_the_copy_of_the_sellers_own_reply_withdraws_what_waits(shop: Shop) -> None:
     shop.rows = [SHIPPED]
     first = await shop.after(buyer_mail(WHERE_IS_IT))
