@@ -13,6 +13,7 @@ PARAMETERS: Final = 64  # per Content-Type or Content-Disposition
 DEPTH: Final = 20  # nesting of multiparts and messages
 PARTS: Final = 500
 TEXT_CHARS: Final = 1024 * 1024  # decoded text of a message
+TEXT_BYTES: Final = 6 * 1024 * 1024  # encoded bytes of one text part; more than its decoded cap can hold
 HTML_BYTES: Final = 512 * 1024
 TNEF_BYTES: Final = 4 * 1024 * 1024
 REPORT_CHARS: Final = 64 * 1024

@@ -21,7 +21,7 @@ OWN: Final = "o"
 QUOTE: Final = "q"
 
 _QUOTED: Final = re.compile(r"\s{0,4}(?:>|&gt;|＞)")
-_NOT_QUOTED: Final = re.compile(r"\s*>+[^\n]{0,500}<+\s*$|\s*>\d")
+_NOT_QUOTED: Final = re.compile(r"\s{0,10}>++[^\n]{0,500}<\s*$|\s{0,10}>\d")
 _BLANK: Final = re.compile(r"[\s\u200b\u200c\u200d\ufeff\u00a0\u00ad]*$")
 _INVISIBLE: Final = re.compile("[\u200b\u200e\u200f\ufeff\u2060]")
 RULE: Final = re.compile(r"\s*(?:[-_=*~#—–─━]\s?){3,}\s*$")

@@ -13,6 +13,7 @@ from daemon.mime.headers import Fields, parameters, split_fields, unbase64
 
 _TYPE: Final = re.compile(r"[a-z0-9][a-z0-9!#$&^_.+-]{0,100}/[a-z0-9][a-z0-9!#$&^_.+*-]{0,100}")
 _GUESSED: Final = re.compile(rb"(?:\A|\n)--([^\s-][^\n]{0,200}|-{1,60}[^\s-][^\n]{0,200})\n(?=[Cc]ontent-|\n)")
+_MOST_LINES: Final = 20_000  # of base64 looked at one by one
 _NOT_BASE64_LINE: Final = re.compile(rb"[^A-Za-z0-9+/=\s]")
 
 
@@ -37,7 +38,9 @@ class Part:
 
     def content(self) -> bytes:
         """The body with its transfer encoding taken off, as far as that can be done."""
-        return transfer_decode(self.body, self.fields.first("content-transfer-encoding"), text=self.type.startswith("text/"))
+        text = self.type.startswith("text/")
+        body = self.body[: limits.TEXT_BYTES] if text else self.body
+        return transfer_decode(body, self.fields.first("content-transfer-encoding"), text=text)
 
 
 def build(data: bytes, defects: set[str]) -> Part:
@@ -180,6 +183,8 @@ def _from_base64(body: bytes, *, text: bool) -> bytes:
     if foreign is None and b"=" not in stripped.rstrip(b"=\n\t ") and b" " not in stripped:
         impossible = len(stripped) < 1000 and len(stripped.replace(b"\n", b"")) % 4 == 1
         return body if impossible else unbase64(stripped)
+    if stripped.count(b"\n") > _MOST_LINES:
+        return unbase64(stripped)
     # Footers are appended to encoded bodies by list servers, and plain text is sent under the label.
     coded: list[bytes] = []
     plain: list[bytes] = []
@@ -231,7 +236,7 @@ def size_of(part: Part) -> int:
     """Decoded size in bytes, computed without decoding a large body."""
     encoding = part.fields.first("content-transfer-encoding").strip().lower()
     if encoding != "base64":
-        return len(part.content())
+        return len(transfer_decode(part.body, encoding, text=False))
     compact = len(part.body) - part.body.count(b"\n") - part.body.count(b" ")
     padding = 2 if part.body[-8:].rstrip().endswith(b"==") else 1 if part.body[-8:].rstrip().endswith(b"=") else 0
     return max(compact * 3 // 4 - padding, 0)

@@ -150,6 +150,8 @@ def _readable(root: Part, defects: set[str]) -> tuple[str, bool, set[int]]:
         if rescued.strip():
             text = rescued
             defects.add("text_rescued")
+    if from_html and any(len(piece) > limits.HTML_BYTES for piece in html):
+        defects.add("text_too_long")
     if len(text) > limits.TEXT_CHARS:
         text = text[: limits.TEXT_CHARS]
         defects.add("text_too_long")
@@ -277,7 +279,8 @@ def _rescued(root: Part, used: set[int]) -> tuple[str, bool]:
     for part in walk(root):
         if part.children or part.type.startswith(("image/", "audio/", "video/", "font/")):
             continue
-        if part.type.startswith(("text/", "message/")) and part.type not in (
+        # A multipart without children is one nested too deep: better its raw text than none.
+        if part.type.startswith(("text/", "message/", "multipart/")) and part.type not in (
             "text/calendar",
             "text/vcard",
             "text/x-vcard",

@@ -208,6 +208,12 @@ def test_text_is_found_wherever_it_is() -> None:
     } == {}
 
 
+def test_text_nested_too_deep_is_still_shown() -> None:
+    mail = parse(hostile.nested(40, b"hello from below"))
+    assert "hello from below" in mail.text
+    assert "nested_too_deep" in mail.defects
+
+
 def test_where_one_part_fails_the_others_are_read() -> None:
     mail = parse(
         b"From: a@b.example\nContent-Type: multipart/mixed; boundary=z\n\n--z\nContent-Type: text/plain; charset=undefined\nContent-Transfer-Encoding: base64\n\n!!!!\n"
