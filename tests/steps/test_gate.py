@@ -10,7 +10,7 @@ from daemon.steps.gate import REASONS, RULES, apply_caps, judge
 from daemon.steps.marketplace import unwrap
 from daemon.steps.parse import parse
 from daemon.vocab import Caps, GateVerdict, History, Identity, Verdict
-from tests.steps.goldens import IDENTITY, mail_cases
+from tests.steps.goldens import FOLDER, IDENTITY, mail_cases
 
 REPLY = Verdict(GateVerdict.REPLY, "answerable")
 
@@ -100,3 +100,9 @@ def test_two_robots_never_start_a_loop() -> None:
     )
     assert _judge(echoed).verdict is GateVerdict.IGNORE
     assert _judge(echoed, replace(IDENTITY, message_id_domain="")).verdict is GateVerdict.REPLY
+
+
+def test_the_manual_lists_every_rule_as_it_is() -> None:
+    manual = (FOLDER.parent.parent.parent / "docs" / "reading.md").read_text("utf-8")
+    rows = [line for line in manual.splitlines() if line.startswith("| `")]
+    assert rows == [f"| `{rule.code}` | {rule.verdict.value} | {rule.sentence} |" for rule in RULES]
