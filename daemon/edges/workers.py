@@ -14,12 +14,13 @@ import multiprocessing
 import resource
 from collections.abc import Callable, Sequence
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from pebble import ProcessExpired, ProcessPool
 
-from daemon.errors import PostsaleError
+from daemon.errors import PostsaleError, Transient
 
 A = TypeVar("A")
 R = TypeVar("R")
@@ -45,6 +46,7 @@ class WorkerLimits:
     cpu_seconds: float = 5
     wall_seconds: float = 15
     memory_bytes: int = 1_000_000_000
+    patience_seconds: float = 180  # a task that no process took for so long means that none can be kept running
     tasks_per_process: int = 2_000  # batches until a process is replaced, so that leaks stay small
 
 
@@ -67,20 +69,33 @@ class WorkerPool(Generic[A, R]):
     ) -> None:
         self._work = work
         self._limits = limits
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([__name__, work.__module__, *preload])
-        self._pool = ProcessPool(
-            max_workers=processes,
-            max_tasks=limits.tasks_per_process,
-            context=context,
+        self._processes = processes
+        self._initargs = (limits.memory_bytes, prepare, tuple(arguments))
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload([__name__, work.__module__, *preload])
+        self._pool = self._start()
+
+    def _start(self) -> ProcessPool:
+        return ProcessPool(
+            max_workers=self._processes,
+            max_tasks=self._limits.tasks_per_process,
+            context=self._context,
             initializer=_prepare,
-            initargs=(limits.memory_bytes, prepare, tuple(arguments)),
+            initargs=self._initargs,
         )
 
     async def map(self, items: Sequence[A]) -> list[R | WorkerFailure]:
-        """Apply the work to every item, in order; a failed item gives its failure instead of a result."""
-        if not items:
-            return []
+        """Apply the work to every item, in order; a failed item gives its failure instead of a result.
+
+        Raises Transient when the processes cannot be kept running: the machine
+        is at fault then, not an item.
+        """
+        share = -(-len(items) // self._processes)
+        parts = [items[at : at + share] for at in range(0, len(items), share)] if items else []
+        done = await asyncio.gather(*(self._map(part) for part in parts))
+        return [answer for part in done for answer in part]
+
+    async def _map(self, items: Sequence[A]) -> list[R | WorkerFailure]:
         # One slow item may use up its whole wall time; its neighbours must not be charged for it.
         wall = self._limits.wall_seconds
         try:
@@ -89,13 +104,22 @@ class WorkerPool(Generic[A, R]):
             if len(items) == 1:
                 return [failure]
         middle = len(items) // 2
-        first, second = await asyncio.gather(self.map(items[:middle]), self.map(items[middle:]))
+        first, second = await asyncio.gather(self._map(items[:middle]), self._map(items[middle:]))
         return first + second
 
     async def _schedule(self, items: Sequence[A], wall_seconds: float) -> list[R | WorkerFailure]:
-        future = self._pool.schedule(_run, args=(self._work, list(items), self._limits.cpu_seconds), timeout=wall_seconds)
+        pool = self._pool
         try:
-            answers: list[tuple[bool, Any]] = await asyncio.wrap_future(future)
+            future = pool.schedule(_run, args=(self._work, list(items), self._limits.cpu_seconds), timeout=wall_seconds)
+            # A task may queue behind others, but processes that die at their start never run it at all.
+            finished, _ = await asyncio.wait({asyncio.wrap_future(future)}, timeout=self._limits.patience_seconds)
+            if not finished:
+                raise RuntimeError("no process took the task")
+            answers: list[tuple[bool, Any]] = finished.pop().result()
+        except (BrokenProcessPool, RuntimeError) as error:
+            if pool is self._pool:
+                self._pool = self._start()
+            raise Transient(f"the worker processes do not work: {error}", retry_after=1) from error
         except (FutureTimeoutError, TimeoutError) as error:
             raise WorkerFailure("timeout", f"no end within {wall_seconds:.0f} s") from error
         except ProcessExpired as error:

@@ -113,13 +113,15 @@ class Advance(Loop):
     async def step(self) -> Pace:
         """Take one batch forward."""
         try:
-            pace = await self._batch()
+            # Two batches in flight: while one is being written, the workers think about the other.
+            paces = await asyncio.gather(self._batch(), self._batch())
         except Transient as error:
             self._failures += 1
             log.warning("advance.failed", problem=str(error))
             return Pace(0, backoff(RECONNECT_BACKOFF_SECONDS, self._failures))
         self._failures = 0
-        return pace
+        done, due = sum(p.done for p in paces), [p.next_seconds for p in paces if p.next_seconds is not None]
+        return Pace(done, min(due, default=None))
 
     async def _batch(self) -> Pace:
         now, how = self.clock.now(), self._settings

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from daemon.edges.workers import WorkerFailure, WorkerLimits, WorkerPool
+from daemon.errors import Transient
 
 
 def behave(item: str) -> str:
@@ -54,3 +55,19 @@ async def test_an_error_brings_its_traceback(pool: WorkerPool[str, str]) -> None
 
 async def test_no_items_need_no_process(pool: WorkerPool[str, str]) -> None:
     assert await pool.map([]) == []
+
+
+def die_at_start() -> None:
+    os._exit(3)
+
+
+async def test_processes_that_cannot_start_are_no_items_fault() -> None:
+    workers: WorkerPool[str, str] = WorkerPool(
+        behave, processes=1, limits=WorkerLimits(cpu_seconds=1, wall_seconds=4, patience_seconds=3), prepare=die_at_start
+    )
+    try:
+        for _ in range(2):
+            with pytest.raises(Transient):
+                await workers.map(["a"])
+    finally:
+        workers.close()
