@@ -109,14 +109,14 @@ class FolderReports:
 
     def unsettled(self) -> bool:
         """Whether a file was left because it may still be growing."""
-        return any(_is_report(p) and time.time() - p.stat().st_mtime < self._settle for p in self.path.iterdir())
+        return any(_is_report(p) and abs(time.time() - p.stat().st_mtime) < self._settle for p in self.path.iterdir())
 
     def _is_whole(self, file: Path, now: float) -> bool:
         state = file.stat()
         look = (state.st_size, state.st_mtime)
         before = self._seen.get(str(file))
         self._seen[str(file)] = look
-        return state.st_size > 0 and (now - state.st_mtime >= self._settle or before == look)
+        return state.st_size > 0 and (abs(now - state.st_mtime) >= self._settle or before == look)
 
     def _load(self, file: Path, shelf: Shelf, known: Mapping[str, str]) -> bool:
         as_of = datetime.fromtimestamp(file.stat().st_mtime, UTC)
