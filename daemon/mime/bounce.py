@@ -34,7 +34,8 @@ _SUBJECT: Final = re.compile(
     | delivery[ ]status[ ]notification | failure[ ]notice | returned?[ ](?:mail|to[ ]sender) | mail[ ](?:system[ ]error|could[ ]not[ ]be[ ]delivered)
     | (?:permanent|temporary)[ ]delivery[ ](?:failure|error) | could[ ]not[ ](?:be[ ]delivered|deliver) | unable[ ]to[ ]deliver | not[ ]delivered
     | non[ -]?(?:delivery|remise) | warning:[ ](?:could[ ]not[ ]send|message|e?mail).{0,40}(?:delayed|hours|days|undelivered)
-    | mail[ ]not[ ]delivered | user[ ]unknown | nondeliverable[ ]mail | delivery[ ](?:notification|report|has[ ]failed) | rejected[ ](?:mail|posting|message)
+    | ^delivery[ ]status\.?$ | \[bounce\] | message[ ]you[ ]sent[ ]blocked | (?:message|e-?mail)[ ](?:was[ ]|has[ ]been[ ])?(?:blocked|rejected|quarantined)
+    | fatal[ ]delivery[ ]failure | ignored[ ]not[ ]ml[ ]article | mail[ ]not[ ]delivered | user[ ]unknown | nondeliverable[ ]mail | delivery[ ](?:notification|report|has[ ]failed) | rejected[ ](?:mail|posting|message)
     | unzustellbar | zustellung[ ]?(?:fehlgeschlagen|nicht[ ]m) | (?:nicht|un)zustellbar | nachricht[ ]nicht[ ]zugestellt | unzugestellt | benachrichtigung[ ]zum[ ].{0,12}zustell
     | (?:message|courrier|mail)[ ]non[ ](?:remis|distribu|d[eé]livr) | [ée]chec[ ](?:de[ ](?:la[ ])?(?:remise|distribution|livraison)) | courriel[ ]non[ ]distribu
     | no[ ]se[ ](?:puede|pudo|ha[ ]podido)[ ]entregar | no[ ]entregad[oa] | error[ ](?:de|en[ ]la)[ ]entrega | correo[ ]devuelto | notificaci[oó]n[ ]de[ ]estado[ ]de[ ]entrega

@@ -21,6 +21,7 @@ from types import MappingProxyType
 from typing import Final
 
 from daemon.mime.bounce import returned_report_words
+from daemon.mime.quotation import QUOTE, marked
 from daemon.vocab import Caps, Envelope, GateVerdict, History, Identity, Kind, Notice, ParsedMail, Verdict
 
 
@@ -191,8 +192,17 @@ def _calendar(seen: _Seen) -> bool:
 
 
 def _robot_body(seen: _Seen) -> bool:
-    head = unicodedata.normalize("NFKC", seen.envelope.inner[:700]).lower()
-    return _robots().bodies.search(head) is not None
+    lines, marks = marked(seen.envelope.inner)
+    own = "\n".join(line for line, mark in zip(lines[:40], marks[:40], strict=True) if mark != QUOTE)
+    return _robots().bodies.search(unicodedata.normalize("NFKC", own[:700]).lower()) is not None
+
+
+# A person answers a robot's notice under its subject.
+_ANSWER: Final = re.compile(r"(?:re|aw|antw|sv|vs|odp|rép|rif|res|r|ynt|回复|答复|回覆|答覆)\s?(?:\[\d+\])?\s?[:：]")
+
+
+def _acknowledgement(seen: _Seen) -> bool:
+    return _ANSWER.match(seen.subject) is None and _robots().acknowledgements.search(seen.subject) is not None
 
 
 def _spam(seen: _Seen) -> bool:
@@ -252,7 +262,7 @@ RULES: Final[tuple[Rule, ...]] = (
     Rule("spam", _HUMAN, "A filter called this spam.", _spam),
     Rule("response_suppressed", _HUMAN, "The sender asks for no automatic answer (X-Auto-Response-Suppress).", _suppressed),
     Rule("auto_reply_text", _HUMAN, "The text reads like an absence note or automatic reply.", _robot_body),
-    Rule("acknowledgement", _HUMAN, "The subject is that of a ticket system's receipt.", lambda seen: _robots().acknowledgements.search(seen.subject) is not None),
+    Rule("acknowledgement", _HUMAN, "The subject is that of a ticket system's receipt.", _acknowledgement),
     Rule("hostile_shape", _HUMAN, "The message exceeds the limits of size, depth or number of parts.", _hostile),
     Rule("no_answer_address", _HUMAN, "There is no safe address to answer to.", lambda seen: seen.envelope.kind is Kind.BUYER and seen.envelope.reply_to is None),
 )  # fmt: skip
