@@ -9,12 +9,14 @@ from __future__ import annotations
 from daemon.steps.approval.gates import Judgement, judge_reply, machine_reason
 from daemon.steps.approval.grammar import Misread, hold_seconds, parse_command, parse_digest
 from daemon.steps.approval.notices import CaseView, Reader, Rendered, Sealed, Shown, StaffRenderer, seal
+from daemon.steps.approval.protection import Protection, protection
 from daemon.steps.approval.residue import before_quote
 
 __all__ = [
     "CaseView",
     "Judgement",
     "Misread",
+    "Protection",
     "Reader",
     "Rendered",
     "Sealed",
@@ -26,5 +28,6 @@ __all__ = [
     "machine_reason",
     "parse_command",
     "parse_digest",
+    "protection",
     "seal",
 ]

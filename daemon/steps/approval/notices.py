@@ -16,7 +16,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, tzinfo
 from email.headerregistry import Address as HeaderAddress
 from email.message import EmailMessage
@@ -145,7 +145,8 @@ class StaffRenderer:
         language = reader.language if reader.language in self.languages else FALLBACK
         speaker = _Speaker(self._words[language], reader.zone, language, now)
         template = self._env.get_template(f"{language}/{kind}.txt.j2")
-        head, _, body = template.render(**values, w=speaker).lstrip().partition("\n")
+        safe = {name: _safe(value) for name, value in values.items()}
+        head, _, body = template.render(**safe, w=speaker).lstrip().partition("\n")
         text = re.sub(r"\n{3,}", "\n\n", "\n".join(line.rstrip() for line in body.splitlines())).strip() + "\n"
         return Rendered(one_line(head.partition(":")[2], 200), text, to_html(text, language))
 
@@ -241,6 +242,26 @@ def one_line(text: str, limit: int) -> str:
     )
     clean = " ".join(clean.split())
     return clean if len(clean) <= limit else clean[: limit - 1].rstrip() + "…"
+
+
+#: Fields of a case that may have several lines; a template shows them boxed.
+_LONG = frozenset({"text", "draft_body"})
+#: Characters of a value that stands within a line.
+_VALUE_CHARACTERS = 300
+
+
+def _safe(value: Any) -> Any:
+    """Values of a case as they may stand in a notice: on one line, so that a buyer cannot write headings or commands."""
+    if isinstance(value, CaseView | Shown):
+        kept = {f.name: getattr(value, f.name) for f in fields(value)}
+        return replace(value, **{name: v if name in _LONG else _safe(v) for name, v in kept.items()})
+    if isinstance(value, str):
+        return one_line(value, _VALUE_CHARACTERS)
+    if isinstance(value, tuple):
+        return tuple(_safe(v) for v in value)
+    if isinstance(value, list) and value and isinstance(value[0], CaseView):
+        return [_safe(v) for v in value]
+    return value
 
 
 def boxed(text: str) -> str:
