@@ -35,10 +35,9 @@ def protection(
     """What the settings of one mailbox do and do not protect against."""
     if not approver_addresses:
         return (Protection(False, "no approvers: decisions are made with `postsale queue` only"),)
-    said: list[Protection] = []
-    for method in ("dmarc", "auth", "dkim", "m365"):
-        if method in methods:
-            said.append(Protection(False, _METHODS[method].format(id=authserv_id or "(no authserv_id)")))
+    said = [
+        Protection(False, text.format(id=authserv_id or "(no authserv_id)")) for name, text in _METHODS.items() if name in methods
+    ]
     if {"dmarc", "auth"} & set(methods):
         if authserv_id:
             said.append(
