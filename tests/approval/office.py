@@ -137,10 +137,11 @@ class Office:
     # ------------------------------------------------------------------ what arrives
 
     def identity(self) -> Identity:
+        addresses = [m.address for m in self.config.mailboxes]
         return Identity(
-            own_addresses=frozenset({seeds.ADDRESS}),
-            approver_addresses=frozenset(a.address for a in APPROVERS),
-            message_id_domain="shop.example",
+            own_addresses=frozenset(addresses),
+            approver_addresses=frozenset(a.address for a in self.config.approvers),
+            message_id_domain=addresses[0].rpartition("@")[2],
             authserv_ids=(AUTHSERV,),
         )
 

@@ -36,7 +36,9 @@ def protection(
     if not approver_addresses:
         return (Protection(False, "no approvers: decisions are made with `postsale queue` only"),)
     said = [
-        Protection(False, text.format(id=authserv_id or "(no authserv_id)")) for name, text in _METHODS.items() if name in methods
+        Protection(False, text.format(id=authserv_id or "(no authserv_id)"))
+        for name, text in _METHODS.items()
+        if name in methods
     ]
     if {"dmarc", "auth"} & set(methods):
         if authserv_id:
