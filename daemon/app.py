@@ -15,7 +15,7 @@ import secrets
 import signal
 import uuid
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -234,7 +234,8 @@ class App:
             labels=lambda: self.judge.mind.model.labels,
             action_text=lambda code, language: self.judge.mind.playbook.action_text(code, language),
         )
-        approvals = Approvals(desk, on_notice=self.wake_senders)
+        self._sent = {m.name: Imap(m.imap, sign_in(config, m)) for m in config.mailboxes}
+        approvals = Approvals(desk, on_notice=self.wake_senders, answered=self._answered)
         care = Care(
             desk,
             started_at=clock.now(),
@@ -301,7 +302,7 @@ class App:
             self.clock,
             mailbox=mailbox.name,
             smtp=Smtp(mailbox.smtp, login, final_reply_seconds=delivery.final_reply_timeout_seconds),
-            sent=Imap(mailbox.imap, sign_in(self.config, mailbox)),
+            sent=self._sent[mailbox.name],
             caps=mailbox.caps,
             boot_id=self.boot_id,
             evidence_minutes=delivery.evidence_minutes,
@@ -323,6 +324,10 @@ class App:
         if loaded:
             self.advance.wake()
         return 0
+
+    async def _answered(self, mailbox: str, message_ids: Sequence[str], since: date) -> set[str]:
+        """Which messages staff have answered with their own mail program."""
+        return await self._sent[mailbox].answered_in_sent(message_ids, since=since)
 
     async def _reread(self, mailbox: str, raw: bytes) -> Reading:
         [reading] = await self.judge.workers.map(

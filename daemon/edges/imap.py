@@ -222,6 +222,14 @@ class Imap:
             return False
         return await self._call(lambda c: self._find(c, message_id, since))
 
+    async def answered_in_sent(self, message_ids: Sequence[str], *, since: date) -> set[str]:
+        """Which of these messages were answered by a mail in the Sent folder that Postsale did not write.
+
+        Looks at the newest mails since that day and compares In-Reply-To exactly.
+        """
+        wanted = {m for m in message_ids if _MESSAGE_ID.match(m)}
+        return await self._call(lambda c: self._answered(c, wanted, since)) if wanted else set()
+
     async def append_to_sent(self, mime: bytes) -> bool:
         """Put a copy into the Sent folder, as read; False when there is no such folder."""
 
@@ -436,6 +444,21 @@ class Imap:
             if self._among(client, hits[-50:], message_id):
                 return True
         return self._among(client, sorted(client.search(["SINCE", day]))[-500:], message_id)
+
+    def _answered(self, client: _Client, wanted: set[str], since: date) -> set[str]:
+        folder = self._sent_folder(client)
+        if folder is None:
+            return set()
+        client.select_folder(folder, readonly=True)
+        uids = sorted(client.search(["SINCE", since - timedelta(days=1)]))[-1000:]
+        if not uids:
+            return set()
+        found: set[str] = set()
+        for items in client.fetch(uids, ["BODY.PEEK[HEADER.FIELDS (IN-REPLY-TO X-POSTSALE-OUTBOX)]"]).values():
+            for key, value in items.items():
+                if key.startswith(b"BODY[") and value and b"x-postsale-outbox" not in value.lower():
+                    found.update(m for m in wanted if _holds(value, m))
+        return found
 
     def _among(self, client: _Client, uids: Sequence[int], message_id: str) -> bool:
         if not uids:

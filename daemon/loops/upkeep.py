@@ -7,9 +7,9 @@ only wakes this loop. Later parts of the house add their tasks to the table.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection
@@ -17,7 +17,7 @@ from sqlalchemy import Connection
 from daemon import log as logging
 from daemon.clock import Clock
 from daemon.config import ApproverConfig, MailboxConfig
-from daemon.errors import NeedsHuman
+from daemon.errors import NeedsHuman, Permanent, Transient
 from daemon.loops import commands, staff
 from daemon.loops.loop import Loop, Pace
 from daemon.loops.staff import Desk
@@ -29,6 +29,8 @@ from daemon.vocab import CaseState, DraftState, Severity
 log = logging.get(__name__)
 
 ACTOR = "postsale"
+#: How often the Sent folder is searched for replies that staff wrote themselves.
+OWN_REPLIES_EVERY = timedelta(minutes=5)
 #: Most drafts in one digest mail.
 DIGEST_LINES = 40
 #: Longest time that drafts are gathered for a digest while many wait.
@@ -47,7 +49,7 @@ class Task:
 
 
 class Upkeep(Loop):
-    """Runs the table of tasks; a task that fails is logged and tried again, the others go on."""
+    """Runs the table of tasks; one that the outside world fails is logged and tried again, the others go on."""
 
     name = "upkeep"
     idle_seconds = 30
@@ -67,16 +69,24 @@ class Upkeep(Loop):
             if last is not None and task.every and timedelta(0) <= now - last < task.every:
                 continue
             self._last[task.name] = now
-            done += await task.run(now)
+            try:
+                done += await task.run(now)
+            except (Transient, Permanent) as error:
+                log.warning("upkeep.task_failed", task=task.name, problem=str(error))
             self.beat()
         due = await self._next_due()
         return Pace(done, None if due is None else max(0.0, (due - now).total_seconds()))
 
 
+#: Which of these Message-IDs were answered from a mailbox's own Sent folder since a day, by a mail that is not ours.
+Answered = Callable[[str, Sequence[str], date], Awaitable[Collection[str]]]
+
+
 class Approvals:
     """The upkeep of approvals: every waiting case is asked about, reminded of, and ends in time."""
 
-    def __init__(self, desk: Desk, *, on_notice: Callable[[], None]) -> None:
+    def __init__(self, desk: Desk, *, on_notice: Callable[[], None], answered: Answered | None = None) -> None:
+        self._answered = answered
         self._desk = desk
         self._db = desk.database
         self._on_notice = on_notice
@@ -84,6 +94,7 @@ class Approvals:
     def tasks(self) -> tuple[Task, ...]:
         """The tasks in the order in which they run."""
         return (
+            Task("own_replies", self.own_replies, every=OWN_REPLIES_EVERY),
             Task("orphans", self.orphans),
             Task("holds", self.holds),
             Task("vetoes", self.vetoes),
@@ -109,44 +120,31 @@ class Approvals:
             if not fresh:
                 continue
             waiting = await self._db.read(lambda c, m=mailbox: requests.undecided(c, m.name))  # type: ignore[misc]
-            if len(waiting) > mailbox.approval.digest_above:
-                if self._digest_is_due(mailbox, fresh, now):
-                    asked += await self._db.write(lambda c, m=mailbox, w=waiting: self._digest(c, m, w, now))  # type: ignore[misc]
-                continue
-            for case in fresh:
-                asked += await self._db.write(lambda c, k=case: self._ask_one(c, k, now))  # type: ignore[misc]
+            if len(waiting) <= mailbox.approval.digest_above:
+                asked += await self._each(fresh, lambda c, k: self._ask_one(c, k, now))
+            elif self._digest_is_due(mailbox, fresh, now):
+                asked += await self._ask_in_digest(mailbox, waiting, fresh, now)
         return self._told(asked)
 
     async def people(self, now: datetime) -> int:
         """Tell approvers of a case that needs a person."""
         found = await self._db.read(requests.unasked_people)
-        done = 0
-        for case in found:
-            done += await self._db.write(lambda c, k=case: self._ask_kind(c, k, "human", "human", now))  # type: ignore[misc]
-        return self._told(done)
+        return self._told(await self._each(found, lambda c, k: self._ask_kind(c, k, "human", "human", now)))
 
     async def uncertain(self, now: datetime) -> int:
         """Ask what to do about a reply of unknown fate once the search for evidence is over."""
         found = await self._db.read(requests.unasked_uncertain)
-        done = 0
-        for case in found:
-            done += await self._db.write(lambda c, k=case: self._ask_kind(c, k, "uncertain", "uncertain", now))  # type: ignore[misc]
-        return self._told(done)
+        return self._told(await self._each(found, lambda c, k: self._ask_kind(c, k, "uncertain", "uncertain", now)))
 
     async def ladder(self, now: datetime) -> int:
         """Remind, ask the next approvers, raise the alarm, expire: whatever has come due."""
         found = await self._db.read(lambda c: requests.due(c, now=now))
-        done = 0
-        for case in found:
-            done += await self._db.write(lambda c, k=case: self._climb(c, k, now))  # type: ignore[misc]
-        return self._told(done)
+        return self._told(await self._each(found, lambda c, k: self._climb(c, k, now)))
 
     async def holds(self, now: datetime) -> int:
         """Ask again about cases whose hold has ended."""
         found = await self._db.read(lambda c: requests.hold_over(c, now=now))
-        for case in found:
-            await self._db.write(lambda c, k=case: self._end_hold(c, k, now))  # type: ignore[misc]
-        return self._told(len(found))
+        return self._told(await self._each(found, lambda c, k: self._end_hold(c, k, now)))
 
     async def vetoes(self, now: datetime) -> int:
         """Make a new revision of a reply that was stopped after its approval, so that it can be decided once more."""
@@ -158,9 +156,24 @@ class Approvals:
     async def orphans(self, now: datetime) -> int:
         """Make tokens worthless that no longer fit their case, and tell their holders where that matters."""
         found = await self._db.read(requests.orphaned)
-        for case in found:
-            await self._db.write(lambda c, k=case: self._revoke(c, k, now))  # type: ignore[misc]
-        return self._told(len(found))
+        return self._told(await self._each(found, lambda c, k: self._revoke(c, k, now)))
+
+    async def own_replies(self, now: datetime) -> int:
+        """Close or withdraw what a person has answered with their own mail program, as the Sent folder shows."""
+        if self._answered is None:
+            return 0
+        done = 0
+        for mailbox in self._desk.config.mailboxes:
+            found = await self._db.read(lambda c, m=mailbox: requests.answerable(c, m.name))  # type: ignore[misc]
+            if not found:
+                continue
+            since = min(case.received_at for case in found).date()
+            seen = await self._answered(mailbox.name, [case.message_id for case in found], since)
+            for case in found:
+                if case.message_id in seen:
+                    await self._db.write(lambda c, k=case: drafts.answered_by_hand(c, k.case_id, actor=ACTOR, now=now))  # type: ignore[misc]
+                    done += 1
+        return done
 
     async def forget(self, now: datetime) -> int:
         """Drop the bytes of staff notices that have arrived; they hold tokens."""
@@ -173,6 +186,31 @@ class Approvals:
         return done
 
     # ------------------------------------------------------------------ asking
+
+    async def _each(self, found: Sequence[Waiting], work: Callable[[Connection, Waiting], int]) -> int:
+        """Do a unit of work for each case; one that fails is logged and does not hold up its neighbours."""
+        done = 0
+        for case in found:
+            try:
+                done += await self._db.write(lambda c, k=case: work(c, k))  # type: ignore[misc]
+            except StaleMove:
+                continue  # somebody else moved it in the meantime
+            except (Transient, Permanent):
+                raise
+            except Exception:
+                log.error("upkeep.case_failed", case_id=case.case_id, exc_info=True)
+        return done
+
+    async def _ask_in_digest(
+        self, mailbox: MailboxConfig, waiting: Sequence[Waiting], fresh: Sequence[Waiting], now: datetime
+    ) -> int:
+        try:
+            return await self._db.write(lambda c: self._digest(c, mailbox, waiting, now))
+        except (Transient, Permanent):
+            raise
+        except Exception:
+            log.error("upkeep.digest_failed", mailbox=mailbox.name, exc_info=True)
+            return await self._each(fresh, lambda c, k: self._ask_one(c, k, now))
 
     def _digest_is_due(self, mailbox: MailboxConfig, fresh: Sequence[Waiting], now: datetime) -> bool:
         """Whether to write the digest now: enough has gathered, or something cannot wait for more."""
@@ -341,11 +379,8 @@ class Approvals:
 
     # ------------------------------------------------------------------ holds, vetoes, orphans
 
-    def _end_hold(self, connection: Connection, case: Waiting, now: datetime) -> None:
-        try:
-            drafts.resume(connection, case.case_id, case.revision)
-        except StaleMove:
-            return  # decided in the meantime
+    def _end_hold(self, connection: Connection, case: Waiting, now: datetime) -> int:
+        drafts.resume(connection, case.case_id, case.revision)
         requests.revoke(connection, case.case_id, now=now)
         requests.end_hold(connection, case.case_id, now=now)
         staff.ask(
@@ -358,6 +393,7 @@ class Approvals:
             now=now,
         )
         self._set_due(connection, case, now)
+        return 1
 
     async def _again(self, case: Waiting, now: datetime) -> None:
         draft = await self._db.read(lambda c: drafts.load(c, case.case_id, case.revision))
@@ -376,15 +412,16 @@ class Approvals:
 
         await self._db.write(unit)
 
-    def _revoke(self, connection: Connection, case: Waiting, now: datetime) -> None:
+    def _revoke(self, connection: Connection, case: Waiting, now: datetime) -> int:
         if case.state.value in requests.STILL_WAITING:
             requests.revoke(connection, case.case_id, now=now, before_revision=case.revision)
-            return
+            return 1
         live = requests.revoke(connection, case.case_id, now=now)
         if case.state is CaseState.WITHDRAWN:
             names = dict.fromkeys(r.approver for r in live if r.purpose != requests.ANSWER)
             holders = [a for a in map(self._desk.approver, names) if a is not None]
             staff.tell(self._desk, connection, case.case_id, holders, news="withdrawn", by=None, now=now)
+        return 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -140,6 +140,25 @@ def withdraw(connection: Connection, case_id: int, *, reason: str, actor: str, n
     return True
 
 
+def answered_by_hand(connection: Connection, case_id: int, *, actor: str, now: datetime) -> bool:
+    """A person answered the buyer by other means: the case is closed, or withdrawn when a draft still waited."""
+    state = connection.execute(select(cases.c.state).where(cases.c.id == case_id)).scalar_one_or_none()
+    if state != CaseState.HUMAN.value:
+        return withdraw(connection, case_id, reason="own_reply_seen", actor=actor, now=now)
+    supersede(connection, case_id, now=now)
+    move_case(
+        connection,
+        case_id,
+        CaseState.HUMAN,
+        CaseState.CLOSED,
+        reason="own_reply_seen",
+        actor=actor,
+        now=now,
+        values={"due_at": None},
+    )
+    return True
+
+
 def hold(connection: Connection, case_id: int, revision: int) -> None:
     """Set a pending revision aside until its hold ends. Raises StaleMove when it is no longer open."""
     _turn(connection, case_id, revision, OPEN, {"state": DraftState.HELD.value})

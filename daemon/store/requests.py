@@ -384,3 +384,27 @@ def release_hold(connection: Connection, case_id: int, *, actor: str, now: datet
         )
     )
     return True
+
+
+@dataclass(frozen=True, slots=True)
+class Answerable:
+    """A case that a person may have answered by other means."""
+
+    case_id: int
+    message_id: str
+    received_at: datetime
+
+
+def answerable(connection: Connection, mailbox: str, *, limit: int = 200) -> list[Answerable]:
+    """Cases that wait for a person and whose message can be found again by its Message-ID."""
+    rows = connection.execute(
+        select(cases.c.id, cases.c.message_id, cases.c.received_at)
+        .where(
+            cases.c.mailbox == mailbox,
+            cases.c.state.in_([CaseState.AWAITING_APPROVAL.value, CaseState.HUMAN.value]),
+            cases.c.message_id.is_not(None),
+        )
+        .order_by(cases.c.owner.is_(None), cases.c.id.desc())
+        .limit(limit)
+    )
+    return [Answerable(*row) for row in rows]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from collections.abc import Sequence
+from datetime import UTC, date, datetime, timedelta
 
 import pytest
 
 from daemon.clock import FixedClock
 from daemon.config import RunMode
+from daemon.errors import Transient
+from daemon.loops.upkeep import Approvals, Task, Upkeep
 from daemon.store import drafts
 from daemon.store.db import Database
 from daemon.store.tables import outbox
@@ -271,3 +274,54 @@ async def test_tokens_are_forgotten_with_the_notices_that_carried_them(office: O
     rows = await office.database.read(lambda c: c.execute(outbox.select().where(outbox.c.case_id == case_id)).all())
     assert [row.mime for row in rows] == [None, None]
     assert office.config.service.mode is RunMode.SHADOW
+
+
+# --------------------------------------------------------------------------- replies that staff write themselves
+
+
+async def test_a_reply_seen_in_sent_closes_or_withdraws(sqlite_database: Database, clock: FixedClock) -> None:
+    office = Office(sqlite_database, clock)
+    taken, waiting, other = [await office.draft_waits() for _ in range(3)]
+    await office.run_upkeep()
+    await office.arrive(reply(await office.notice(taken), "TAKE"))
+    seen = {(await office.case(c)).message_id for c in (taken, waiting)}
+
+    async def answered(mailbox: str, message_ids: Sequence[str], since: date) -> set[str]:
+        assert (mailbox, since) == ("shop", clock.now().date())
+        return seen & set(message_ids)
+
+    office.upkeep = Approvals(office.desk, on_notice=lambda: None, answered=answered)
+    await office.run_upkeep()
+    states = [(await office.case(c)).state for c in (taken, waiting, other)]
+    assert states == ["closed", "withdrawn", "awaiting_approval"]
+    texts = [text_of(n) for n in await office.notices(waiting, to="anna")]
+    assert any("your own reply was seen" in t for t in texts)
+
+
+# --------------------------------------------------------------------------- trouble
+
+
+async def test_one_case_that_cannot_be_shown_does_not_hold_up_the_others(office: Office) -> None:
+    broken = await office.draft_waits(outcome={"facts": {"items": "not a list"}, "decision": {"reasons": 5}})
+    fine = await office.draft_waits()
+    await office.run_upkeep()
+    assert await office.notices(broken) == []
+    assert len(await office.notices(fine)) == 2
+
+
+async def test_a_task_that_the_world_fails_leaves_the_others_alone(clock: FixedClock) -> None:
+    done: list[str] = []
+
+    async def fail(_now: datetime) -> int:
+        raise Transient("the server is away")
+
+    async def work(_now: datetime) -> int:
+        done.append("work")
+        return 0
+
+    async def never() -> None:
+        return None
+
+    loop = Upkeep(tasks=(Task("fail", fail), Task("work", work)), clock=clock, next_due=never)
+    assert (await loop.step()).done == 0
+    assert done == ["work"]

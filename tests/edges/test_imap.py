@@ -478,3 +478,20 @@ async def test_sent_folders_by_name_and_by_setting() -> None:
     assert await by_setting.find_in_sent("<1@buyers.test>", since=date.today())  # noqa: DTZ011
     await by_setting.close()
     server.close()
+
+
+@pytest.mark.mailservers
+async def test_replies_that_staff_wrote_themselves_are_seen(mail_servers: MailServers, mail_user: User) -> None:
+    imap = real_imap(mail_servers, mail_user)
+    asked = ["<1@buyers.test>", "<2@buyers.test>", "<3@buyers.test>", "not a message id"]
+    assert await imap.answered_in_sent(asked, since=TODAY) == set()
+    by_hand = MAIL.replace(b"<1@buyers.test>", b"<a@staff.test>").replace(
+        b"Subject", b"In-Reply-To:\r\n <1@buyers.test>\r\nSubject"
+    )
+    ours = MAIL.replace(b"<1@buyers.test>", b"<b@staff.test>").replace(
+        b"Subject", b"In-Reply-To: <2@buyers.test>\r\nX-Postsale-Outbox: <b@staff.test>\r\nSubject"
+    )
+    assert await imap.append_to_sent(by_hand)
+    assert await imap.append_to_sent(ours)
+    assert await imap.answered_in_sent(asked, since=TODAY) == {"<1@buyers.test>"}
+    await imap.close()
