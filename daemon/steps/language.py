@@ -36,6 +36,7 @@ _SCRIPTS: Final = (
     ("hi", re.compile(r"[\u0900-\u097f]")),
 )
 _LATIN: Final = re.compile(r"[A-Za-z\u00c0-\u024f\u1ea0-\u1ef9]")
+_LATIN_WORD: Final = re.compile(r"[A-Za-z\u00c0-\u024f]+")
 # Said in every language; it proves none.
 _INTERNATIONAL: Final = frozenset(
     {
@@ -86,8 +87,8 @@ def detect(text: str) -> str | None:
     hangul = len(_HANGUL.findall(sample))
     latin = len(_LATIN.findall(sample))
     dense = han + kana + hangul
-    # One character of these scripts says about as much as three letters.
-    if dense and dense * 3 >= latin:
+    # One character of these scripts says about as much as three letters, or as one borrowed word.
+    if dense and (dense * 3 >= latin or dense >= len(_LATIN_WORD.findall(sample))):
         return _east_asian(sample, han, kana, hangul)
     counts = [(len(pattern.findall(sample)), code) for code, pattern in _SCRIPTS]
     most, code = max(counts)
