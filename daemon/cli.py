@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from classifiers.errors import DataRefused, ModelRefused
 from daemon import __version__
 from daemon.errors import ConfigError, PostsaleError
 
@@ -150,6 +151,33 @@ def resume(config: ConfigOption = None, mailbox: Annotated[str | None, typer.Opt
     go_on(config, mailbox=mailbox)
 
 
+@app.command()
+def replay(
+    since: Annotated[str, typer.Option(help="How far back: 30d, 12h.")] = "30d",
+    mailbox: Annotated[str | None, typer.Option(help="Only this mailbox.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most this many messages, newest first.")] = 1000,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Read mail history without touching it and tell what would have happened, per policy and label."""
+    from daemon.commands.replay import replay as tell
+
+    tell(config, since=since, mailbox=mailbox, limit=limit, as_json=as_json)
+
+
+@app.command()
+def report(
+    out: Annotated[Path | None, typer.Option(help="Folder for report.html and report.csv. Default: print a summary.")] = None,
+    days: Annotated[int, typer.Option(min=1, help="How many days back.")] = 7,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Labels, return reasons by product, response times, shares of auto, asked and edited replies."""
+    from daemon.commands.report import report as write
+
+    write(config, out=out, days=days, as_json=as_json)
+
+
 # --------------------------------------------------------------------------- keeping and forgetting
 
 
@@ -263,7 +291,7 @@ def main() -> None:
         for each in (error, *error.others):
             sys.stderr.write(f"postsale: {each}\n")
         sys.exit(EXIT_CONFIG)
-    except PostsaleError as error:
+    except (PostsaleError, ModelRefused, DataRefused) as error:
         sys.stderr.write(f"postsale: {error}\n")
         sys.exit(EXIT_FAILED)
     except BrokenPipeError:

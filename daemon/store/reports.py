@@ -331,8 +331,10 @@ def business(connection: Connection, *, since: datetime, until: datetime) -> Bus
             reasons.setdefault(product, Counter())[label] += 1
         if row.sent_at is not None:
             hours.append((row.sent_at - row.received_at).total_seconds() / 3600)
-            answered["automatic" if row.automatic else "approved" if row.author == "postsale" else "edited"] += 1
-    return Business(since, until, len(rows), labels, reasons, hours, answered)
+            edited = row.author not in {None, "postsale"}
+            answered["automatic" if row.automatic else "edited" if edited else "approved"] += 1
+    by_product = {product: dict(counts) for product, counts in reasons.items()}
+    return Business(since, until, len(rows), dict(labels), by_product, hours, dict(answered))
 
 
 def _products(outcome: Mapping[str, Any] | None) -> list[str]:
