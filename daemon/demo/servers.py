@@ -127,9 +127,9 @@ class Sandbox:
 
     def _sign_in(self, _server: Any, _session: Any, _envelope: Any, _mechanism: str, data: Any) -> AuthResult:
         if not isinstance(data, LoginPassword):
-            return AuthResult(success=False)
+            return AuthResult(success=False, handled=False)
         expected = self.accounts.get(data.login.decode())
-        return AuthResult(success=expected == data.password.decode(), auth_data=data.login.decode())
+        return AuthResult(success=expected == data.password.decode(), handled=False, auth_data=data.login.decode())
 
     async def handle_DATA(self, _server: Any, session: Any, envelope: Any) -> str:  # noqa: N802 - aiosmtpd's name
         """Take a submitted mail: into an account of ours, or out to the buyer."""
