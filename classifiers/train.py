@@ -38,7 +38,7 @@ Progress = Callable[[str, float], None]
 Floats = NDArray[np.float64]
 
 #: Weight of each block after it was brought to length 1.
-BLOCK_WEIGHTS = {"words": 1.0, "chars": 1.0, "subject_words": 0.4, "subject_chars": 0.4, "cues": 0.5}
+BLOCK_WEIGHTS = {"words": 1.0, "chars": 1.0, "subject_words": 0.4, "subject_chars": 0.4, "cues": 0.4}
 REGULARISATION = 1.0
 #: Share of the machines that know only top labels in the score of a class.
 TOP_SHARE = 0.7
