@@ -164,9 +164,7 @@ def folds(examples: Sequence[Example]) -> list[int]:
     depends on nothing but the message, so it is the same in every run.
     """
     batches = {name: at for at, name in enumerate(sorted({_batch(e) for e in examples if e.origin == STARTER}))}
-    return [
-        batches[_batch(e)] if e.origin == STARTER else stable_number(e.group or e.key) % FOLDS for e in examples
-    ]
+    return [batches[_batch(e)] if e.origin == STARTER else stable_number(e.group or e.key) % FOLDS for e in examples]
 
 
 def _batch(example: Example) -> str:

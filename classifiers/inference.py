@@ -24,8 +24,8 @@ from typing import Any, NamedTuple
 from classifiers.cues import Cues
 from classifiers.document import Document, Scored
 from classifiers.errors import ModelRefused
-from classifiers.normalize import shown
-from classifiers.vectorize import ANALYSIS, BLOCKS, Analysis, analyse, is_cjk
+from classifiers.normalize import is_cjk, shown
+from classifiers.vectorize import ANALYSIS, BLOCKS, Analysis, analyse
 
 MAGIC = b"POSTSALE-MODEL-1\n"
 MODEL_FILE = "model.psm"
@@ -124,16 +124,17 @@ class Model:
         """The label of a document, or the reason why there is none that can be relied on."""
         analysis = analyse(document, self._cues)
         vector = self.values(analysis)
-        flat = softmax(self.decisions(vector))
-        scored = self.judge(flat, self.known_share(analysis))
+        decisions = self.decisions(vector)
+        scored = self.judge(decisions, self.known_share(analysis))
         if not vector:
             scored = scored._replace(abstained=True, reason="empty")
         elif self._foreign(document.lang):
             scored = scored._replace(abstained=True, reason="language")
-        return scored._replace(terms=self._terms(vector, flat, scored))
+        return scored._replace(terms=self._terms(vector, decisions, scored))
 
-    def judge(self, flat: Sequence[float], known: float) -> Scored:
-        """Label, confidence and doubts that follow from class probabilities and the share of known words."""
+    def judge(self, decisions: Sequence[float], known: float) -> Scored:
+        """Label, confidence and doubts that follow from the scores of all classes and the share of known words."""
+        flat = softmax(decisions)
         scores = self.tops(flat)
         order = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)
         best, runner_up = order[0], order[1]
@@ -188,12 +189,12 @@ class Model:
         return bool(language and known) and str(language).partition("-")[0].lower() not in known
 
     def _terms(
-        self, vector: Sequence[tuple[int, float]], flat: Sequence[float], scored: Scored
+        self, vector: Sequence[tuple[int, float]], decisions: Sequence[float], scored: Scored
     ) -> tuple[tuple[str, float], ...]:
         """What spoke most for the label, and against it, compared with the best class of any other label."""
         best = self.labels.index(scored.label)
-        mine = max((k for k, top in enumerate(self._top) if top == best), key=flat.__getitem__)
-        other = max((k for k, top in enumerate(self._top) if top != best), key=flat.__getitem__)
+        mine = max((k for k, top in enumerate(self._top) if top == best), key=decisions.__getitem__)
+        other = max((k for k, top in enumerate(self._top) if top != best), key=decisions.__getitem__)
         width, weights, scale = self._width, self._weights, self.head.scale
         a, b = scale[mine], scale[other]
         pulls = sorted(

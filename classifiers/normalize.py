@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 
 #: Mask characters of the private use area, and how they are shown to people.
@@ -90,6 +91,23 @@ def normalize(text: str) -> str:
 def _shorter(match: re.Match[str]) -> str:
     """Two of a repeated letter or sign say as much as nine."""
     return (match.group(1) or match.group(2)) * 2
+
+
+def is_cjk(character: str) -> bool:
+    """Whether a character belongs to Japanese or Chinese, which put no spaces between words."""
+    return "\u3005" <= character <= "\u9fff" or "\uf900" <= character <= "\ufaff"
+
+
+def has_cjk(text: str) -> bool:
+    """Whether any character of a text may be Japanese or Chinese."""
+    return not text.isascii() and max(text) >= "\u3005"
+
+
+def runs(token: str) -> list[str]:
+    """A token cut where unspaced script begins or ends."""
+    if token.isascii():
+        return [token]
+    return ["".join(run) for _, run in groupby(token, is_cjk)]
 
 
 def shown(term: str) -> str:

@@ -26,13 +26,13 @@ from sklearn.feature_extraction.text import TfidfTransformer
 from sklearn.linear_model import LogisticRegression
 from sklearn.svm import LinearSVC
 
-from classifiers.cues import Cues, Table, read_table
-from classifiers.dataset import OPERATOR, Example, Prepared, data_digest, folds, prepare, stable_number
+from classifiers.cues import Cues, Table, compile_table, read_table
+from classifiers.dataset import OPERATOR, STARTER, Example, Prepared, data_digest, folds, prepare, stable_number
 from classifiers.document import Scored
 from classifiers.errors import DataRefused
 from classifiers.inference import NEVER, TERM_PREFIXES, Head, Model, pack, unpack
-from classifiers.normalize import shown
-from classifiers.vectorize import ANALYSIS, BLOCKS, Analysis, analyse, is_cjk
+from classifiers.normalize import is_cjk, shown
+from classifiers.vectorize import ANALYSIS, BLOCKS, Analysis, analyse
 
 Progress = Callable[[str, float], None]
 Floats = NDArray[np.float64]
@@ -42,10 +42,12 @@ BLOCK_WEIGHTS = {"words": 1.0, "chars": 1.0, "subject_words": 0.4, "subject_char
 REGULARISATION = 1.0
 #: Share of the machines that know only top labels in the score of a class.
 TOP_SHARE = 0.7
-#: From this many messages on, a term must occur in two of them.
-RARE_TERMS_BELOW = 2000
 #: Labels answered by few out-of-fold messages get no threshold: nothing can be promised of them.
 LEAST_ANSWERED = 20
+#: Share of out-of-fold messages with the fewest known words: such messages are left to people.
+UNKNOWN_SHARE = 0.02
+#: Least distance in probability of the two best labels, whatever the thresholds are.
+LEAST_MARGIN = 0.1
 #: Shares of the training part that the learning curve is drawn through.
 CURVE_SHARES = (0.1, 0.25, 0.5, 1.0)
 
@@ -126,11 +128,11 @@ def train(
     own = prepare(examples)
     used = own.examples + fitting_starter(own.examples, starter)
     require_labels(used)
-    table = read_table() if cues is None else cues
-    matcher = Cues(table)
+    concepts = compile_table(read_table() if cues is None else cues)
+    matcher = Cues(concepts)
     progress("reading words", 0.0)
     analyses = [analyse(e.document, matcher) for e in used]
-    space = Space(analyses, 2 if len(used) >= RARE_TERMS_BELOW else 1)
+    space = Space(analyses, 2 if any(e.origin == STARTER for e in used) else 1)
     matrix = space.matrix(analyses)
     labels = np.array([e.label for e in used])
     classes = sorted({e.label for e in used})
@@ -142,16 +144,16 @@ def train(
     progress("final model", 0.8)
     coef, intercept = fit_linear(matrix, labels, classes, weights)
     head, estimator, rows, idf = export(space, classes, temperature * coef, temperature * intercept)
-    probabilities = softmax(temperature * decisions)
+    decisions = temperature * decisions
     head = head._replace(
         version=version or datetime.now(UTC).strftime("%Y%m%d-%H%M%S") + "-" + data_digest(used)[:8],
         languages=tuple(sorted({e.document.lang.partition("-")[0].lower() for e in used if e.document.lang})),
-        cues=table,
-        **fit_abstention(probabilities, known, classes, used, settings.precision),
+        cues=concepts,
+        **fit_abstention(decisions, known, classes, used, settings.precision),
     )
     packed = pack(head, [t for block in space.vocabulary.values() for t in block], idf, rows)
     model = unpack(packed, head.version)
-    scored = [s._replace(terms=why.get(at, ())) for at, s in enumerate(judged(model, probabilities, known))]
+    scored = [s._replace(terms=why.get(at, ())) for at, s in enumerate(judged(model, decisions, known))]
     curve = learning_curve(matrix, labels, classes, weights, used)
     progress("done", 1.0)
     return Trained(
@@ -399,22 +401,24 @@ def export(
 
 
 def fit_abstention(
-    probabilities: Floats, known: Floats, classes: Sequence[str], examples: Sequence[Example], precision: float
+    decisions: Floats, known: Floats, classes: Sequence[str], examples: Sequence[Example], precision: float
 ) -> dict[str, Any]:
     """Thresholds under which the out-of-fold answers of each label were right often enough."""
     labels = sorted({c.partition("/")[0] for c in classes})
-    sums = top_sums(probabilities, classes, labels)
+    sums = top_sums(softmax(decisions), classes, labels)
     best = sums.argmax(axis=1)
     right = np.array([labels[b] == e.top for b, e in zip(best, examples, strict=True)])
     confidence = sums.max(axis=1)
-    least_known = float(np.quantile(known, 0.01))
-    thresholds = {
-        label: threshold(
-            confidence[(best == k) & (known >= least_known)], right[(best == k) & (known >= least_known)], precision
-        )
-        for k, label in enumerate(labels)
+    least_known = float(np.quantile(known, UNKNOWN_SHARE))
+    judged_by = {k: (best == k) & (known >= least_known) for k in range(len(labels))}
+    return {
+        "thresholds": {
+            label: threshold(confidence[judged_by[k]], right[judged_by[k]], precision) for k, label in enumerate(labels)
+        },
+        "known": least_known,
+        "margin": LEAST_MARGIN,
+        "second": fit_second(sums, labels, examples),
     }
-    return {"thresholds": thresholds, "known": least_known, "margin": 0.1, "second": fit_second(sums, labels, examples)}
 
 
 def threshold(confidence: Floats, right: NDArray[np.bool_], precision: float) -> float:
@@ -457,6 +461,6 @@ def top_sums(probabilities: Floats, classes: Sequence[str], labels: Sequence[str
     return sums
 
 
-def judged(model: Model, probabilities: Floats, known: Floats) -> list[Scored]:
-    """What the model's rules make of given class probabilities."""
-    return [model.judge(list(map(float, row)), float(k)) for row, k in zip(probabilities, known, strict=True)]
+def judged(model: Model, decisions: Floats, known: Floats) -> list[Scored]:
+    """What the model's rules make of given class scores."""
+    return [model.judge(list(map(float, row)), float(k)) for row, k in zip(decisions, known, strict=True)]

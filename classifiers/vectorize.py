@@ -15,14 +15,12 @@ from typing import NamedTuple
 
 from classifiers.cues import Cues
 from classifiers.document import Document
-from classifiers.normalize import normalize
+from classifiers.normalize import has_cjk, is_cjk, normalize, runs
 
 #: Version of normalisation and analysis; a model made by another one is refused.
 ANALYSIS = 1
 
-_CJK = "\u3005-\u3007\u3041-\u30ff\u3400-\u9fff\uf900-\ufaff"
-_TOKEN = re.compile(rf"[{_CJK}]+|[^\W_{_CJK}]+(?:'[^\W_{_CJK}]+)*|[\ue000-\ue006]|[?!]+|[\u2600-\u27bf\U0001f300-\U0001faff]")
-_IS_CJK = re.compile(rf"[{_CJK}]")
+_TOKEN = re.compile(r"[^\W_]+(?:'[^\W_]+)*|[\ue000-\ue006]|[?!]+|[\u2600-\u27bf\U0001f300-\U0001faff]")
 
 #: n-gram lengths: of characters in words, of characters in unspaced script, of whole words.
 CHARS_MAX = 5
@@ -44,14 +42,10 @@ class Analysis(NamedTuple):
 BLOCKS = Analysis._fields
 
 
-def is_cjk(token: str) -> bool:
-    """Whether a token is a run of Japanese or Chinese characters."""
-    return _IS_CJK.match(token) is not None
-
-
 def tokens(normalized: str) -> list[str]:
     """Words, unspaced runs, masks, question and exclamation marks, symbols."""
-    return _TOKEN.findall(normalized)
+    found = _TOKEN.findall(normalized)
+    return [run for token in found for run in runs(token)] if has_cjk(normalized) else found
 
 
 def word_terms(found: Iterable[str]) -> Bag:
@@ -59,7 +53,7 @@ def word_terms(found: Iterable[str]) -> Bag:
     bag: Bag = {}
     previous = ""
     for token in found:
-        if _IS_CJK.match(token):
+        if is_cjk(token[0]):
             previous = ""
             continue
         bag[token] = bag.get(token, 0) + 1
@@ -75,7 +69,7 @@ def char_terms(found: Iterable[str]) -> Bag:
     bag: Bag = {}
     get = bag.get
     for token in found:
-        if _IS_CJK.match(token):
+        if is_cjk(token[0]):
             text, longest = token, CJK_MAX
         else:
             text, longest = f" {token} ", CHARS_MAX

@@ -16,23 +16,26 @@ what an existing model says. Standard library only.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-from classifiers.normalize import normalize
+from classifiers.normalize import has_cjk, is_cjk, normalize, runs
 
 #: Concept patterns per language: language, concept, patterns.
 Table = dict[str, dict[str, list[str]]]
+#: A table as lists of numbers and words.
+Compiled = dict[str, Any]
+#: By its first unit: patterns as concept number (-1 negates), bits of its languages, further units.
+Starts = dict[str, list[list[Any]]]
 
 _WORDS = "_words"
 _NEGATION = "NEG"
-_CJK = "\u3005-\u3007\u3041-\u30ff\u3400-\u9fff\uf900-\ufaff"
-_UNIT = re.compile(rf"[{_CJK}]|[^\W_{_CJK}]{{1,5}}'(?=[^\W_{_CJK}]{{3}})|[^\W_{_CJK}]+(?:'[^\W_{_CJK}]+)*|[\ue000-\ue006]|\?")
-_IS_CJK = re.compile(rf"[{_CJK}]")
+_UNIT = re.compile(r"[^\W_]{1,5}'(?=[^\W_]{3})|[^\W_]+(?:'[^\W_]+)*|[\ue000-\ue006]|\?")
 _KANA = re.compile(r"[\u3041-\u30ff]")
 _SENTENCE = re.compile(r"(?<=[.!?。…;])\s*|\n+")
 _CLAUSE = re.compile(r"[,;:、,—–]| - ")
 _GAP = ".."
+_LAST_KANA = "\u30ff"
 _MAX_PAIRED = 24  # concepts of one sentence that are paired with each other
 
 
@@ -49,39 +52,43 @@ def read_table(folder: Path | None = None) -> Table:
     return table
 
 
-class _Pattern:
-    """One pattern after its first unit: what must follow, and what it means."""
-
-    __slots__ = ("concept", "language", "rest")
-
-    def __init__(self, rest: tuple[str, ...], concept: str, language: str) -> None:
-        self.rest, self.concept, self.language = rest, concept, language
+def compile_table(table: Table) -> Compiled:
+    """Cue files as plain lists and dicts that a model file holds and the matcher uses as they are."""
+    concepts = sorted({name for found in table.values() for name in found if name not in {_WORDS, _NEGATION}})
+    numbers = {name: at for at, name in enumerate(concepts)} | {_NEGATION: -1}
+    exact: Starts = {}
+    stems: Starts = {}
+    words: dict[str, int] = {}
+    for bit, language in enumerate(table):
+        for name, patterns in table[language].items():
+            for pattern in patterns:
+                if name == _WORDS:
+                    words[pattern] = words.get(pattern, 0) | 1 << bit
+                    continue
+                first, *rest = _units_of_pattern(pattern)
+                index = stems if first.endswith("*") else exact
+                same = index.setdefault(first.rstrip("*"), [])
+                for known in same:
+                    if known[0] == numbers[name] and known[2:] == rest:
+                        known[1] |= 1 << bit
+                        break
+                else:
+                    same.append([numbers[name], 1 << bit, *rest])
+    return {"languages": list(table), "concepts": concepts, "words": words, "exact": exact, "stems": stems}
 
 
 class Cues:
-    """The matcher of one table."""
+    """The matcher of one compiled table."""
 
-    def __init__(self, table: Table) -> None:
-        self._exact: dict[str, list[_Pattern]] = {}
-        self._stems: dict[str, list[_Pattern]] = {}
-        self._words: dict[str, list[str]] = {}
-        self._languages = tuple(table)
-        longest = 0
-        for language, concepts in table.items():
-            for concept, patterns in concepts.items():
-                if concept == _WORDS:
-                    for pattern in patterns:
-                        self._words.setdefault(pattern, []).append(language)
-                    continue
-                for pattern in patterns:
-                    first, *rest = _units_of_pattern(pattern)
-                    compiled = _Pattern(tuple(rest), concept, language)
-                    if first.endswith("*"):
-                        self._stems.setdefault(first[:-1], []).append(compiled)
-                        longest = max(longest, len(first) - 1)
-                    else:
-                        self._exact.setdefault(first, []).append(compiled)
-        self._longest = longest
+    def __init__(self, compiled: Compiled) -> None:
+        self._languages: list[str] = compiled.get("languages", [])
+        self._names: list[str] = compiled.get("concepts", [])
+        self._words: dict[str, int] = compiled.get("words", {})
+        self._exact: Starts = compiled.get("exact", {})
+        self._stems: Starts = compiled.get("stems", {})
+        self._longest = max(map(len, self._stems), default=0)
+        self._all = (1 << len(self._languages)) - 1
+        self._bits = {language: 1 << bit for bit, language in enumerate(self._languages)}
 
     def terms(self, normalized: str, prefix: str = "") -> dict[str, int]:
         """Concept terms of a normalised text: alone, turned around by a negation, asked, last, and in pairs."""
@@ -91,10 +98,11 @@ class Cues:
             (number, units, "?" in sentence)
             for number, sentence in enumerate(s for s in _SENTENCE.split(normalized) if s.strip())
             for clause in _CLAUSE.split(sentence)
-            if (units := _UNIT.findall(clause))
+            if (units := _units(clause))
         ]
-        languages = self._spoken(units for _, units, _ in clauses)
-        after = 7 if _KANA.search(normalized) else 3 if "de" in languages else 0
+        languages = self._spoken([units for _, units, _ in clauses])
+        kana = _KANA.search(normalized) is not None
+        after = 7 if kana else 3 if languages & self._bits.get("de", 0) else 0
         bag: dict[str, int] = {}
         by_sentence: dict[int, set[str]] = {}
         for number, units, asked in clauses:
@@ -113,72 +121,76 @@ class Cues:
                     bag[f"{prefix}{one}$"] = 1
         return bag
 
-    def _spoken(self, clauses: Iterable[list[str]]) -> frozenset[str]:
-        """The languages whose function words the text uses; all where none is seen."""
-        counts: dict[str, int] = {}
+    def _spoken(self, clauses: list[list[str]]) -> int:
+        """The languages, as bits, whose function words the text uses; all where none is seen."""
+        counts = dict.fromkeys(self._languages, 0)
+        known = self._words.get
         for units in clauses:
             for unit in units:
-                if _IS_CJK.match(unit):
-                    for language in ("ja",) if _KANA.match(unit) else ("ja", "zh"):
+                if is_cjk(first := unit[0]):
+                    for language in ("ja",) if first <= _LAST_KANA else ("ja", "zh"):
                         counts[language] = counts.get(language, 0) + 1
-                else:
-                    for language in self._words.get(unit, ()):
-                        counts[language] = counts.get(language, 0) + 1
+                elif bits := known(unit):
+                    for language, bit in self._bits.items():
+                        if bits & bit:
+                            counts[language] += 1
         most = max(counts.values(), default=0)
-        return frozenset(lang for lang, n in counts.items() if 2 * n >= most) or frozenset(self._languages)
+        if not most:
+            return self._all
+        return sum(self._bits.get(language, 0) for language, n in counts.items() if 2 * n >= most) or self._all
 
-    def _concepts(self, units: list[str], languages: frozenset[str], after: int) -> list[str]:
+    def _concepts(self, units: list[str], languages: int, after: int) -> list[str]:
         """The concepts of one clause, those in reach of a negation with ``!`` before them."""
-        hits: list[tuple[int, str]] = []
+        hits: list[tuple[int, int]] = []
         negations: list[int] = []
+        exact, stems, longest = self._exact.get, self._stems.get, self._longest
         for at, unit in enumerate(units):
-            for pattern in self._starting(unit):
-                if pattern.language not in languages:
+            starting = exact(unit) or ()
+            if len(unit) > 1:
+                for size in range(2, min(len(unit), longest) + 1):
+                    if found := stems(unit[:size]):
+                        starting = [*starting, *found]
+            for pattern in starting:
+                if not pattern[1] & languages or (len(pattern) > 2 and not _follows(pattern, 2, units, at + 1)):
                     continue
-                end = _follow(pattern.rest, units, at + 1)
-                if end is None:
-                    continue
-                if pattern.concept == _NEGATION:
+                if pattern[0] < 0:
                     negations.append(at)
                 else:
-                    hits.append((at, pattern.concept))
+                    hits.append((at, pattern[0]))
+        names = self._names
         return [
-            f"!{concept}" if any(n < at <= n + 4 or at < n <= at + after for n in negations) else concept
-            for at, concept in hits
+            f"!{names[number]}" if any(n < at <= n + 4 or at < n <= at + after for n in negations) else names[number]
+            for at, number in hits
         ]
 
-    def _starting(self, unit: str) -> Iterable[_Pattern]:
-        yield from self._exact.get(unit, ())
-        for size in range(2, min(len(unit), self._longest) + 1):
-            yield from self._stems.get(unit[:size], ())
+
+def _units(clause: str) -> list[str]:
+    """Words with their elided articles apart; single characters of unspaced script."""
+    found = _UNIT.findall(clause)
+    return _characters_apart(found) if has_cjk(clause) else found
+
+
+def _characters_apart(words: list[str]) -> list[str]:
+    return [unit for word in words for run in runs(word) for unit in (run if is_cjk(run[0]) else (run,))]
 
 
 def _units_of_pattern(pattern: str) -> list[str]:
     units: list[str] = []
-    for part in pattern.split():
-        if part == _GAP:
-            units.append(_GAP)
-        elif _IS_CJK.search(part):
-            units.extend(_GAP if piece == _GAP else piece for piece in re.findall(rf"\.\.|[{_CJK}]|[^{_CJK}.]+", part))
-        else:
-            units.extend(part.split(_GAP) if _GAP in part else [part])
+    for part in pattern.replace(_GAP, f" {_GAP} ").split():
+        units.extend([part] if part == _GAP else _characters_apart([part]))
     return units
 
 
-def _follow(rest: tuple[str, ...], units: list[str], at: int) -> int | None:
-    """Where the rest of a pattern ends when it starts at ``at``, None where it does not fit."""
-    if not rest:
-        return at
-    wanted = rest[0]
-    if wanted == _GAP:
-        reach = 6 if at and _IS_CJK.match(units[at - 1]) else 3
-        for start in range(at, min(len(units), at + reach + 1)):
-            end = _follow(rest[1:], units, start)
-            if end is not None:
-                return end
-        return None
-    if at >= len(units):
-        return None
-    unit = units[at]
-    fits = unit.startswith(wanted[:-1]) if wanted.endswith("*") else unit == wanted
-    return _follow(rest[1:], units, at + 1) if fits else None
+def _follows(pattern: list[Any], part: int, units: list[str], at: int) -> bool:
+    """Whether a pattern goes on at a unit as it does from ``part`` on."""
+    for place in range(part, len(pattern)):
+        wanted = pattern[place]
+        if wanted == _GAP:
+            reach = 6 if is_cjk(units[at - 1][0]) else 3
+            return any(_follows(pattern, place + 1, units, start) for start in range(at, min(len(units), at + reach + 1)))
+        if at >= len(units):
+            return False
+        if units[at] != wanted and not (wanted[-1] == "*" and units[at].startswith(wanted[:-1])):
+            return False
+        at += 1
+    return True
