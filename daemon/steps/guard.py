@@ -32,21 +32,24 @@ MAX_AUTOMATIC_PER_THREAD = 2
 
 _EXCERPT = 60
 _MASK = "▯"
+# The edge of a word. Chinese and Japanese are written without blanks, so their characters beside a number or a
+# Latin word part it as a blank would: 订单026-… begins at the 0.
+_BEGIN, _END = r"(?<![^\W\u2e80-\uffff])", r"(?![^\W\u2e80-\uffff])"
 _DOT = r"(?:\.|\s?[\(\[\{]\s?(?:dot|punkt|point|punto)\s?[\)\]\}]\s?|\s(?:dot|DOT)\s)"
 _TLD = (
     r"(?:com|net|org|info|biz|shop|store|online|site|xyz|top|club|app|dev|io|me|tv|cc|co|eu|de|fr|es|it|uk|jp|cn|tw|hk|us|ca|at|ch|nl|pl|br|mx|ly|link|gl|gg|ws|vip|page|website"
     r"|COM|NET|ORG|INFO|SHOP|DE|FR|ES|UK|JP|CN|EU|Com|Net|Org)"
 )
-_URL = re.compile(r"(?:https?|ftp|hxxps?)\s?:\s?/\s?/\s?\S+|\bwww\s?\.\s?\S+", re.IGNORECASE)
-_BARE_DOMAIN = re.compile(rf"(?<![\w@.-])(?:[A-Za-z0-9][A-Za-z0-9-]*(?:{_DOT}|\s\.\s))+{_TLD}(?![\w-])(?:/\S*)?")
+_URL = re.compile(r"(?:https?|ftp|hxxps?)\s?:\s?/\s?/\s?\S+|" + _BEGIN + r"www\s?\.\s?\S+", re.IGNORECASE)
+_BARE_DOMAIN = re.compile(rf"{_BEGIN}(?<![@.-])(?:[A-Za-z0-9][A-Za-z0-9-]*(?:{_DOT}|\s\.\s))+{_TLD}{_END}(?!-)(?:/\S*)?")
 _EMAIL = re.compile(
     rf"[\w.+-]{{1,64}}\s?(?:@|[\(\[\{{]\s?(?:at|AT|ät|arroba|chiocciola)\s?[\)\]\}}])\s?[\w-]{{1,63}}(?:\s?{_DOT}\s?[\w-]{{1,63}})+"
     rf"|[\w.+-]{{1,64}}\s(?:at|AT|arroba|chiocciola|arobase)\s[\w-]{{1,63}}(?:\s(?:dot|DOT|punkt|punto|point)\s)[\w-]{{2,63}}"
     rf"|[\w.+-]{{1,64}}\s(?:arroba|chiocciola|arobase)\s[\w-]{{1,63}}\.[\w-]{{2,63}}"
 )
-_DIGITS = re.compile(r"(?<![\w▯-])(?:\+|00)?\(?\d(?:[ ()./\-‐‑–]{0,2}\d){7,15}(?![\w▯-])")
+_DIGITS = re.compile(rf"{_BEGIN}(?<![▯-])(?:\+|00)?\(?\d(?:[ ()./\-‐‑–]{{0,2}}\d){{7,15}}{_END}(?![▯-])")
 #: Too short for _DIGITS, long enough to be dialled: the numbering plans decide.
-_NUMBERISH = re.compile(r"(?<![\w▯.,-])[+(]?\d(?:[ ()./-]{0,2}\d){5,6}(?![\w▯-])")
+_NUMBERISH = re.compile(rf"{_BEGIN}(?<![▯.,-])[+(]?\d(?:[ ()./-]{{0,2}}\d){{5,6}}{_END}(?![▯-])")
 _HTML = re.compile(
     r"<\s*/?\s*(?:a|b|i|u|p|br|div|span|img|font|table|tr|td|html|body|script|style|center|h\d|ul|li|em|strong)\b[^>]*>",
     re.IGNORECASE,
@@ -54,9 +57,11 @@ _HTML = re.compile(
 _GIF = re.compile(r"\bcid:\S{1,80}|[\w-]{1,80}\.(?:gif|png|jpe?g|webp|svg)\b", re.IGNORECASE)
 _PLACEHOLDER = re.compile(
     r"\{\{|\}\}|\{%|%\}|\{#|#\}|\[\[|\]\]|\$\{[^}]*\}|%\([a-z_]+\)s|\{[a-z_.]+\}|<(?:[a-z][a-z0-9_ ]{1,30})>|\[(?:name|order|date|item|tracking|your|insert|order id|customer)[^\]]{0,30}\]"
-    r"|\b(?:None|nan|NaN|undefined|NULL|null|NoneType|XXX+|TODO|TBD|(?i:lorem ipsum))\b"
+    rf"|{_BEGIN}(?:None|nan|NaN|undefined|NULL|null|NoneType|XXX+|TODO|TBD|(?i:lorem ipsum)){_END}"
 )
-_ORDER_ID = re.compile(r"(?<![\w-])(?:\d{3}-\d{7}-\d{7}|[A-Z]\d{2}-\d{7}-\d{7}|\d{2}-\d{5}-\d{5})(?![\w-])")
+_ORDER_ID = re.compile(
+    rf"{_BEGIN}(?<!-)(?:\d{{3}}-\d{{7}}-\d{{7}}|[A-Z]\d{{2}}-\d{{7}}-\d{{7}}|\d{{2}}-\d{{5}}-\d{{5}}){_END}(?!-)"
+)
 _DATE = re.compile(
     r"(?<!\d)(?:\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4}|\d{4}\s?年\s?\d{1,2}\s?月\s?\d{1,2}\s?日|\d{1,2}(?:\.|st|nd|rd|th|er|º)?\s(?:de\s)?[^\W\d]{3,12}\.?,?\s(?:de\s)?\d{4}|[^\W\d]{3,12}\s\d{1,2},\s\d{4})(?!\d)"
 )
@@ -146,7 +151,7 @@ def _patterns(rule: str) -> tuple[tuple[str, re.Pattern[str]], ...]:
     found = []
     for word in _data()["words"][rule]:
         spaced = all(ord(c) < 0x2E80 for c in word)
-        found.append((_literal(word), re.compile(rf"(?<!\w)(?:{word})(?!\w)" if spaced else word, re.IGNORECASE)))
+        found.append((_literal(word), re.compile(rf"{_BEGIN}(?:{word}){_END}" if spaced else word, re.IGNORECASE)))
     return tuple(found)
 
 
@@ -207,9 +212,9 @@ def _mask(text: str, context: GuardContext) -> str:
         known.extend(i.title for i in context.facts.items)
         known.extend(p.carrier for p in context.facts.parcels)
     for value in sorted({_fold(k) for k in known if len(k) >= 3}, key=len, reverse=True):
-        text = re.sub(rf"(?<!\w){re.escape(value)}(?!\w)", _MASK, text)
+        text = re.sub(rf"{_BEGIN}{re.escape(value)}{_END}", _MASK, text)
         if len(value) > 60:  # a template shortens long titles
-            text = re.sub(rf"(?<!\w){re.escape(value[:40])}[^\n]{{0,60}}?…", _MASK, text)
+            text = re.sub(rf"{_BEGIN}{re.escape(value[:40])}[^\n]{{0,60}}?…", _MASK, text)
     return _DATE.sub(_MASK, text)
 
 
