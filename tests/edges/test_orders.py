@@ -532,10 +532,10 @@ def test_a_folder_that_is_gone_is_an_outage(tmp_path: Path) -> None:
         asyncio.run(desk.book.ping())
 
 
-def test_memory_stays_bounded_and_progress_is_told(tmp_path: Path) -> None:
+def test_memory_stays_bounded_and_progress_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import tracemalloc
 
-    told: list[tuple[str, int]] = []
+    monkeypatch.setattr("daemon.edges.orders.folder.PROGRESS_ROWS", 5_000)
 
     class Sink(MemoryShelf):
         saved = 0
@@ -543,21 +543,23 @@ def test_memory_stays_bounded_and_progress_is_told(tmp_path: Path) -> None:
         def save(self, batch: Any) -> None:
             self.saved += len(batch)
 
-    reports = FolderReports(tmp_path, progress=lambda name, rows: told.append((name, rows)))
-    head, row = tsv(all_orders()).splitlines()
-    with (tmp_path / "big.txt").open("w") as file:
-        file.write(head + "\n")
-        for n in range(60_000):
-            file.write(row.replace(ID, f"302-{n:07d}-8830517") + "\n")
-    os.utime(tmp_path / "big.txt", (NOW.timestamp(), NOW.timestamp()))
-    sink = Sink()
-    tracemalloc.start()
-    assert reports.load_new(sink) == 1
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert sink.saved == 60_000
-    assert peak < 40_000_000
-    assert told == [("big.txt", 50_000), ("big.txt", 60_000)]
+    def peak(rows: int) -> int:
+        told: list[tuple[str, int]] = []
+        folder = tmp_path / str(rows)
+        folder.mkdir()
+        head, row = tsv(all_orders()).splitlines()
+        lines = (row.replace(ID, f"302-{n:07d}-8830517") for n in range(rows))
+        put(folder, "big.txt", "\n".join([head, *lines, ""]))
+        sink = Sink()
+        tracemalloc.start()
+        assert FolderReports(folder, progress=lambda name, n: told.append((name, n))).load_new(sink) == 1
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert sink.saved == rows
+        assert told == [*(("big.txt", n) for n in range(5_000, rows + 1, 5_000)), ("big.txt", rows)]
+        return most
+
+    assert peak(15_000) < 1.3 * peak(5_000) + 2_000_000
 
 
 @pytest.mark.parametrize(

@@ -107,10 +107,6 @@ class FolderReports:
                 raise Transient(f"order report {file.name}: {error.strerror}") from error
         return loaded
 
-    def unsettled(self) -> bool:
-        """Whether a file was left because it may still be growing."""
-        return any(_is_report(p) and abs(time.time() - p.stat().st_mtime) < self._settle for p in self.path.iterdir())
-
     def _is_whole(self, file: Path, now: float) -> bool:
         state = file.stat()
         look = (state.st_size, state.st_mtime)
