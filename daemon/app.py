@@ -76,7 +76,7 @@ class Judge:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._files = mind_files(config)
-        self.mind: Mind = mind.load_mind(self._files)
+        self.mind: Mind = mind.load_mind(self._files, checked=True)
         self._pool = self._start()
 
     @property
@@ -92,7 +92,7 @@ class Judge:
         """Read model, playbook and templates anew; False, and everything stays, when one cannot be used."""
         try:
             files = mind_files(self._config)
-            fresh = mind.load_mind(files)
+            fresh = mind.load_mind(files, checked=True)
         except (ConfigError, ModelRefused, OSError) as error:
             log.error("service.reload_refused", problem=str(error))
             return False

@@ -11,13 +11,9 @@ from pathlib import Path
 
 from classifiers import inference
 from daemon import pipeline
-from daemon.config import load_playbook_toml
 from daemon.pipeline import Circumstances, Mind
-from daemon.steps import policy
-from daemon.steps.draft import Renderer
+from daemon.playbook import open_checked, open_playbook
 from daemon.vocab import Identity, Outcome, Reading
-
-_SUFFIX = ".txt.j2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,25 +38,15 @@ class DecideTask:
     circumstances: Circumstances
 
 
-def load_mind(files: MindFiles) -> Mind:
+def load_mind(files: MindFiles, *, checked: bool = False) -> Mind:
     """Model, playbook and templates, ready to use.
 
-    Raises ConfigError for a playbook or template that cannot be used, and
-    classifiers.errors.ModelRefused for a model.
+    ``checked`` looks through every template first, as a start, a reload and `postsale check` do;
+    otherwise a broken one shows when it is used. Raises ConfigError for a playbook or template that
+    cannot be used, and classifiers.errors.ModelRefused for a model.
     """
-    renderer = Renderer(template_sources(files.templates))
-    data = load_playbook_toml(files.playbook)
-    playbook = policy.build(data, templates=renderer.names, file=str(files.playbook))
-    return Mind(model=inference.load(files.model, key=files.model_key), playbook=playbook, renderer=renderer)
-
-
-def template_sources(folder: Path) -> dict[str, str]:
-    """Every reply template below a folder, by ``<language>/<label>/<situation>``."""
-    return {
-        path.relative_to(folder).as_posix().removesuffix(_SUFFIX): path.read_text(encoding="utf-8")
-        for path in sorted(folder.rglob("*" + _SUFFIX))
-        if path.relative_to(folder).parts[0] != "staff"
-    }
+    opened = (open_checked if checked else open_playbook)(files.playbook, files.templates)
+    return Mind(model=inference.load(files.model, key=files.model_key), playbook=opened.playbook, renderer=opened.renderer)
 
 
 _mind: Mind | None = None

@@ -33,7 +33,8 @@ def open_playbook(file: Path | None = None, templates: Path | None = None) -> Op
         beside = file.parent
         templates = beside if any(beside.glob("*/*/*.txt.j2")) else resources.templates()
     renderer = Renderer(load_templates(templates))
-    return OpenPlaybook(build(load_playbook_toml(file), templates=renderer.names, file=str(file)), renderer, file, templates)
+    playbook = build(load_playbook_toml(file), templates=renderer.names, file=str(file), texts=renderer.version)
+    return OpenPlaybook(playbook, renderer, file, templates)
 
 
 def check(opened: OpenPlaybook) -> list[ConfigError]:

@@ -97,7 +97,7 @@ def _configuration(path: Path, config: Config) -> Iterator[Looked]:
 
 
 def _playbook(config: Config) -> str:
-    opened = mind.load_mind(_files(config))
+    opened = mind.load_mind(_files(config), checked=True)
     return (
         f"{len(opened.playbook.policies)} policies, {len(opened.renderer.names)} templates, version {opened.playbook.version}"
     )

@@ -124,3 +124,10 @@ def test_the_commands(tmp_path: Path) -> None:
     result = runner.invoke(app, ["gallery", "--language", "en", "--out", str(page)])
     assert result.exit_code == 0, result.output
     assert page.read_text("utf-8").startswith("<!doctype html>")
+
+
+def test_another_wording_is_another_version(folder: Path) -> None:
+    before = opened(folder).playbook.version
+    path = folder / "en" / "fitting_help" / "shade.txt.j2"
+    path.write_text(REPLY.replace("left", "right"), "utf-8")
+    assert opened(folder).playbook.version != before

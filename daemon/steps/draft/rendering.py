@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -107,6 +108,14 @@ class Renderer:
     def names(self) -> frozenset[str]:
         """Templates that can be rendered; parts are not among them."""
         return frozenset(n for n in self.sources if "/_parts/" not in n)
+
+    @property
+    def version(self) -> str:
+        """Digest of every template: another text, another version."""
+        digest = hashlib.sha256()
+        for name, source in sorted(self.sources.items()):
+            digest.update(f"{name}\0{source}\0".encode())
+        return digest.hexdigest()
 
     def declaration(self, name: str) -> Declaration:
         """What a template and the parts it includes declare together; NeedsHuman when one is missing or says nothing."""

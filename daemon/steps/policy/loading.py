@@ -27,13 +27,14 @@ class Problem(Exception):
     """One thing that is wrong with a policy's condition; carries only text."""
 
 
-def build(data: Mapping[str, Any], *, templates: Collection[str], file: str = "playbook.toml") -> Playbook:
+def build(data: Mapping[str, Any], *, templates: Collection[str], file: str = "playbook.toml", texts: str = "") -> Playbook:
     """A checked playbook from the parsed TOML.
 
-    ``templates`` are the existing ones as ``<language>/<label>/<situation>``. Raises
+    ``templates`` are the existing ones as ``<language>/<label>/<situation>``, ``texts`` a digest of
+    what they say, which is part of the playbook's version. Raises
     ConfigError with file, line, what is wrong and the mend.
     """
-    return _Builder(data, frozenset(templates), file).build()
+    return _Builder(data, frozenset(templates), file, texts).build()
 
 
 def expression_environment() -> ImmutableSandboxedEnvironment:
@@ -54,8 +55,8 @@ _KEYS = {
 class _Builder:
     """Checks the parsed TOML piece by piece; every error knows its file and line."""
 
-    def __init__(self, data: Mapping[str, Any], templates: frozenset[str], file: str) -> None:
-        self.data, self.templates, self.file = data, templates, file
+    def __init__(self, data: Mapping[str, Any], templates: frozenset[str], file: str, texts: str) -> None:
+        self.data, self.templates, self.file, self.wording = data, templates, file, texts
         self.env = expression_environment()
         self.known = {f.name: f for f in FACTS}
         self.bare = {t.partition("/")[2] for t in templates}
@@ -75,7 +76,7 @@ class _Builder:
             if names.count(policy.name) > 1:
                 self.fail(self.at(policy.line, policy.name), "the name is used twice", "give each policy its own name")
         self.catch_all(policies)
-        digest = hashlib.sha256(json.dumps(self.data, sort_keys=True, default=str).encode()).hexdigest()
+        digest = hashlib.sha256(f"{json.dumps(self.data, sort_keys=True, default=str)}\0{self.wording}".encode()).hexdigest()
         return Playbook(policies, settings, mentions, actions, asks, self.templates, digest[:12], self.file)
 
     # ---------------------------------------------------------------- tables
