@@ -11,26 +11,17 @@ from pathlib import Path
 from classifiers.errors import ModelRefused
 from daemon import mind
 from daemon.commands.shared import config_path, open_database, say, say_json
-from daemon.config import Config, MailboxConfig, StaffAuth, load, missing_files
+from daemon.config import Config, MailboxConfig, load, missing_files
 from daemon.edges.credentials import sign_in
 from daemon.edges.imap import Imap
 from daemon.edges.orders import MemoryShelf
 from daemon.edges.orders.opening import open_orders
 from daemon.edges.smtp import Smtp
 from daemon.errors import ConfigError, PostsaleError
-from daemon.loops.profiles import profiles
+from daemon.steps.approval import protection
 
 #: Longest a server may take to answer here.
 PING_SECONDS = 45
-
-#: What each way of proving an approver protects against, in one line for the operator.
-_PROOFS = {
-    StaffAuth.DMARC: "a forged sender is refused as long as the approver's domain publishes DMARC",
-    StaffAuth.AUTH: "only mail that was submitted with the approver's own login counts",
-    StaffAuth.DKIM: "only mail that the approver's domain signed counts",
-    StaffAuth.M365: "Exchange Online's own verdict counts; it holds only where no other server delivers to this mailbox",
-    StaffAuth.TOKEN_ONLY: "WARNING: whoever gets hold of an approval mail can approve; a forged sender is not noticed",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,9 +131,17 @@ def _orders(config: Config, number: int) -> str:
 def _approval(config: Config, mailbox: MailboxConfig) -> str:
     if not mailbox.approval.approvers:
         raise ConfigError("config", f"mailboxes.{mailbox.name}.approval.approvers", "is empty", "nobody is asked; name one")
-    proofs = "; ".join(_PROOFS[way] for way in mailbox.approval.staff_auth)
-    profile = profiles(config)[mailbox.name]
-    return f"{', '.join(mailbox.approval.approvers)} for {profile.sender.addr}: {proofs}"
+    approval = mailbox.approval
+    asked = {*approval.approvers, *approval.next_approvers}
+    said = protection(
+        [way.value for way in approval.staff_auth],
+        authserv_id=approval.authserv_id,
+        plus_addressing=approval.plus_addressing,
+        address=approval.address or mailbox.address,
+        approver_addresses=[a.address for a in config.approvers if a.name in asked],
+    )
+    told = " ".join(f"{'WARNING: ' if each.warning else ''}{each.text}" for each in said)
+    return f"{', '.join(approval.approvers)} for {mailbox.address}. {told}"
 
 
 async def _imap(config: Config, mailbox: MailboxConfig) -> str:

@@ -34,7 +34,7 @@ def protection(
 ) -> tuple[Protection, ...]:
     """What the settings of one mailbox do and do not protect against."""
     if not approver_addresses:
-        return (Protection(False, "no approvers: decisions are made with `postsale queue` only"),)
+        return (Protection(False, "no approvers: decisions are made with `postsale queue` only."),)
     said = [
         Protection(False, text.format(id=authserv_id or "(no authserv_id)"))
         for name, text in _METHODS.items()
@@ -50,7 +50,7 @@ def protection(
                 )
             )
         else:
-            said.append(Protection(True, "authserv_id is not set: no reply can be proved by dmarc or auth"))
+            said.append(Protection(True, "authserv_id is not set: no reply can be proved by dmarc or auth."))
     if "token_only" in methods:
         said.append(
             Protection(
@@ -69,7 +69,7 @@ def protection(
         )
     domain = address.rpartition("@")[2].casefold()
     if address.casefold() in {a.casefold() for a in approver_addresses}:
-        said.append(Protection(True, f"{address} is an approver and the mailbox itself: its own mail is never a decision"))
+        said.append(Protection(True, f"{address} is an approver and the mailbox itself: its own mail is never a decision."))
     elif any(a.rpartition("@")[2].casefold() == domain for a in approver_addresses) and "auth" not in methods:
         said.append(
             Protection(
