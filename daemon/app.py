@@ -36,7 +36,7 @@ from daemon.edges.orders.opening import open_orders
 from daemon.edges.smtp import Smtp
 from daemon.edges.systemd import Notifier, watchdog_seconds
 from daemon.edges.workers import WorkerFailure, WorkerLimits, WorkerPool
-from daemon.errors import ConfigError, NeedsHuman, PostsaleError
+from daemon.errors import ConfigError, NeedsHuman, PostsaleError, Transient
 from daemon.loops.advance import Advance, AdvanceSettings
 from daemon.loops.care import Care
 from daemon.loops.commands import carry_out
@@ -46,6 +46,7 @@ from daemon.loops.loop import Loop
 from daemon.loops.metrics import Metrics
 from daemon.loops.profiles import profile, profiles
 from daemon.loops.recheck import OrderRows, Recheck
+from daemon.loops.rescore import rescore
 from daemon.loops.revise import Revise
 from daemon.loops.staff import Desk
 from daemon.loops.upkeep import Approvals, Task, Upkeep
@@ -188,6 +189,7 @@ class App:
         self.stop = asyncio.Event()
         self.boot_id = uuid.uuid4().hex
         self._stack = contextlib.AsyncExitStack()
+        self._reloading: asyncio.Future[None] | None = None
         self.loops: list[Loop] = []
 
     async def __aenter__(self) -> App:
@@ -412,10 +414,28 @@ class App:
             self.reload()
 
     def reload(self) -> None:
-        """SIGHUP: read playbook, templates and model anew."""
+        """SIGHUP: read playbook, templates and model anew; the loops go on meanwhile."""
+        if self._reloading is None or self._reloading.done():
+            self._reloading = asyncio.ensure_future(self._reload())
+
+    async def _reload(self) -> None:
         self.notifier.reloading()
-        self.judge.reload()
+        before = self.judge.versions[0]
+        await asyncio.to_thread(self.judge.reload)
         self.notifier.ready()
+        model = self.judge.versions[0]
+        if model == before:
+            return
+        try:
+            await rescore(
+                self.database,
+                lambda: self.judge.workers,
+                profiles(self.config),
+                model_version=model,
+                now=self.clock.now(),
+            )
+        except Transient as error:  # the drafts stand as they are, labelled by the earlier model
+            log.warning("service.rescore_failed", problem=str(error))
         self.advance.wake()
 
 

@@ -21,7 +21,7 @@ from sqlalchemy import Connection, and_, func, insert, or_, select, update
 
 from daemon.store import folders, outbox, threads
 from daemon.store.dialect import insert_one_new, locked, serialise, upsert
-from daemon.store.tables import cases, events, raw_mail, records
+from daemon.store.tables import cases, events, feedback, raw_mail, records
 from daemon.store.tables import folders as folders_table
 from daemon.store.tables import outbox as outbox_table
 from daemon.store.transitions import StaleMove, move_case
@@ -524,12 +524,15 @@ def settle(connection: Connection, what: Settlement, *, worker: str, now: dateti
 def release(connection: Connection, case_id: int, *, actor: str, now: datetime) -> CaseState:
     """Have a case read and decided again, with all its tries before it; returns the state that it was in.
 
-    Raises KeyError for an unknown case, and IllegalMove from a state that
-    cannot go back (applied, sent, in delivery).
+    A reply that still waits in the outbox is stopped. Raises KeyError for an
+    unknown case, IllegalMove from a state that cannot go back (applied, sent,
+    in delivery), and StaleMove when its reply has begun to leave.
     """
     state = connection.execute(select(cases.c.state).where(cases.c.id == case_id)).scalar_one_or_none()
     if state is None:
         raise KeyError(case_id)
+    if state == CaseState.QUEUED.value and not outbox.cancel(connection, case_id, now=now):
+        raise StaleMove(f"the reply of case {case_id} is on its way")
     move_case(
         connection,
         case_id,
@@ -541,6 +544,58 @@ def release(connection: Connection, case_id: int, *, actor: str, now: datetime) 
         values={"attempts": 0, "due_at": None},
     )
     return CaseState(state)
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """A draft that waits, with the label it rests on and the bytes it answers."""
+
+    case_id: int
+    mailbox: str
+    label: str | None
+    sublabel: str | None
+    raw: bytes
+
+
+def labelled_by_other(connection: Connection, model_version: str, *, after: int, limit: int) -> list[Labelled]:
+    """Waiting drafts whose label another model gave and no person confirmed, by case id from ``after`` on."""
+    by_person = select(feedback.c.case_id).where(feedback.c.case_id.is_not(None))
+    rows = connection.execute(
+        select(cases.c.id, cases.c.mailbox, cases.c.label, cases.c.sublabel, raw_mail.c.body)
+        .join(raw_mail, raw_mail.c.case_id == cases.c.id)
+        .where(
+            cases.c.state == CaseState.AWAITING_APPROVAL.value,
+            cases.c.model_version != model_version,
+            cases.c.id > after,
+            cases.c.id.not_in(by_person),
+        )
+        .order_by(cases.c.id)
+        .limit(limit)
+    )
+    return [Labelled(*row) for row in rows]
+
+
+def confirm_model(connection: Connection, case_id: int, model_version: str) -> None:
+    """Write down that this model gives a waiting case the label that it has."""
+    connection.execute(
+        update(cases)
+        .where(cases.c.id == case_id, cases.c.state == CaseState.AWAITING_APPROVAL.value)
+        .values(model_version=model_version)
+    )
+
+
+def reconsider(connection: Connection, case_id: int, *, reason: str, now: datetime) -> None:
+    """Have a waiting draft read and decided anew. Raises StaleMove when it no longer waits for its approval."""
+    move_case(
+        connection,
+        case_id,
+        CaseState.AWAITING_APPROVAL,
+        CaseState.RECEIVED,
+        reason=reason,
+        actor=ACTOR,
+        now=now,
+        values={"attempts": 0, "due_at": None},
+    )
 
 
 def mailbox(connection: Connection, case_id: int) -> str:

@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from daemon import mind, resources
 from daemon.clock import FixedClock
@@ -17,6 +17,7 @@ from daemon.edges.workers import WorkerFailure
 from daemon.loops.advance import Advance, AdvanceSettings
 from daemon.loops.profiles import MailboxProfile
 from daemon.loops.recheck import Recheck
+from daemon.loops.rescore import rescore
 from daemon.mind import MindFiles, ReadTask
 from daemon.pipeline import Mind
 from daemon.store import cases, drafts, folders, outbox
@@ -345,3 +346,26 @@ async def test_nothing_is_drafted_twice_when_the_claim_is_lost(shop: Shop) -> No
     assert (await shop.case(case_id)).state == CaseState.WITHDRAWN
     assert await shop.all(drafts_table) == []
     assert await shop.database.read(lambda c: outbox.next_due(c, "lampen")) is None
+
+
+async def test_a_new_model_looks_at_waiting_drafts_again(shop: Shop) -> None:
+    shop.rows = [SHIPPED]
+    agreed = await shop.after(buyer_mail(WHERE_IS_IT))
+    other = await shop.after(
+        buyer_mail(WHERE_IS_IT + " Please tell me.", number=2, sender="other7j2m9x4q1w8+77@marketplace.amazon.co.uk")
+    )
+
+    def as_if_labelled_otherwise(connection: Any) -> None:
+        connection.execute(
+            update(cases_table).where(cases_table.c.id == other.id).values(label="complaint", sublabel="service")
+        )
+
+    await shop.database.write(as_if_labelled_otherwise)
+    profile = shop.loop._profiles
+    assert await rescore(shop.database, lambda: shop, profile, model_version="model-1", now=NOW) == 0
+    assert await rescore(shop.database, lambda: shop, profile, model_version="model-2", now=NOW) == 1
+    assert (await shop.case(agreed.id)).model_version == "model-2"
+    assert (await shop.case(other.id)).state == CaseState.RECEIVED
+    await shop.loop.run_until_idle()
+    decided = await shop.case(other.id)
+    assert (decided.state, decided.label, decided.revision) == (CaseState.AWAITING_APPROVAL, "logistics_question", 2)

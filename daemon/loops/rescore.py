@@ -1,0 +1,61 @@
+"""Looks at waiting drafts again with a new model: what it labels otherwise is decided anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from functools import partial
+
+from sqlalchemy import Connection
+
+from daemon import log as logging
+from daemon.loops.profiles import MailboxProfile
+from daemon.loops.replies import Thinker
+from daemon.mind import ReadTask
+from daemon.store import cases
+from daemon.store.db import Database
+from daemon.store.transitions import StaleMove
+from daemon.vocab import Reading
+
+log = logging.get(__name__)
+
+BATCH = 50
+
+
+async def rescore(
+    database: Database,
+    thinker: Callable[[], Thinker],
+    profiles: Mapping[str, MailboxProfile],
+    *,
+    model_version: str,
+    now: datetime,
+) -> int:
+    """Release every waiting draft whose label the model in force does not give; returns how many.
+
+    A label that a person gave outranks any model and is left alone. A case
+    that somebody decides meanwhile is left to that decision.
+    """
+    released, after = 0, 0
+    while True:
+        waiting = await database.read(partial(cases.labelled_by_other, model_version=model_version, after=after, limit=BATCH))
+        if not waiting:
+            return released
+        after = waiting[-1].case_id
+        readings = await thinker().map([ReadTask(w.raw, profiles[w.mailbox].identity) for w in waiting])
+        for one, reading in zip(waiting, readings, strict=True):
+            if not isinstance(reading, Reading):
+                continue  # it was readable before; the next reading will tell why it is not
+            prediction = reading.prediction
+            if (prediction.label, prediction.sublabel) == (one.label, one.sublabel) and not prediction.abstained:
+                await database.write(lambda c, i=one.case_id: cases.confirm_model(c, i, model_version))  # type: ignore[misc]
+                continue
+            released += await database.write(lambda c, i=one.case_id: _release(c, i, now))  # type: ignore[misc]
+
+
+def _release(connection: Connection, case_id: int, now: datetime) -> int:
+    try:
+        cases.reconsider(connection, case_id, reason="model_changed", now=now)
+    except StaleMove:
+        return 0
+    log.info("case.rescored", case_id=case_id)
+    return 1
