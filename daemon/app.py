@@ -233,7 +233,7 @@ class App:
             key=key,
             staff=StaffRenderer(staff_templates(config)),
             revise=Revise(database, config, key, clock, self._reread),
-            labels=lambda: self.judge.mind.model.labels,
+            labels=lambda: {*self.judge.mind.model.labels, *self.judge.mind.model.classes},
             action_text=lambda code, language: self.judge.mind.playbook.action_text(code, language),
         )
         self._sent = {m.name: Imap(m.imap, sign_in(config, m)) for m in config.mailboxes}

@@ -179,3 +179,31 @@ def test_sealing_twice_gives_the_same_bytes(staff: StaffRenderer) -> None:
 
 def test_an_unknown_language_is_answered_in_english(staff: StaffRenderer) -> None:
     assert "halted" in staff.render("stopped", reader("fr"), NOW, by="bo").text
+
+
+def test_every_reason_that_brings_a_case_to_a_person_has_its_words() -> None:
+    """Codes of the gate, of policy and of the classifier; those with a detail behind a colon by their head."""
+    from pathlib import Path
+
+    from daemon.steps.gate import RULES, GateVerdict
+
+    said = words("en")["reasons"]
+    gate = {rule.code for rule in RULES if rule.verdict is GateVerdict.HUMAN}
+    assert gate <= set(said)
+    root = Path(__file__).parents[2]
+    policy = "".join(p.read_text(encoding="utf-8") for p in (root / "daemon/steps/policy").glob("*.py"))
+    codes = set(re.findall(r'(?:human|ask|lacks)\.append\(\s*"(\w+)"', policy))
+    codes |= set(
+        re.findall(r'reason(?:: str \| None)? ?= ?"(\w+)"', (root / "classifiers/inference.py").read_text(encoding="utf-8"))
+    )
+    assert len(codes) > 10
+    assert codes <= set(said)
+
+
+def test_a_code_with_a_detail_is_put_into_words(staff: StaffRenderer) -> None:
+    given = {"by": None, "why": (), "number": None, "verbs": ALL_VERBS, "purpose": "request"}
+    shown = view(reasons=("flag:legal", "missing_template:fr/return_request/damaged", "quite_new"))
+    text = staff.render("request", reader("zh-CN"), NOW, c=shown, **given).text
+    assert "标记： 法律威胁" in text
+    assert "没有模板 fr/return_request/damaged" in text
+    assert "quite_new" in text
