@@ -2,7 +2,7 @@
 
 ``python -m classifiers.shipped`` trains it from the starter corpus and writes
 it into ``classifiers/starter/model``, the same bytes every time. It carries no
-signature, since there is no operator's key yet; its manifest holds its digest,
+signature, since no operator has a key yet; the manifest holds the digests,
 and the digest of the corpus it was made from, which a test compares.
 """
 

@@ -1,0 +1,53 @@
+"""Text becomes comparable, and nothing a buyer writes makes it slow."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from classifiers.document import Document
+from classifiers.normalize import MAX_CHARS, normalize, shown
+from classifiers.vectorize import char_terms, tokens, word_terms
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        ("Order 113-2210984-5540012 cost $89.99", "order <id> cost <amount>"),
+        ("am 12.03.2026 um 14:30, 3 Stück", "am <date> um <time>, <number> stuck"),
+        ("ÉTÉ  ß", "ete ss"),
+        ("我的訂單", "我的订单"),
+        ("注文番号 250-9034418-1187205", "注文番号 <id>"),
+        ("SOOOOO bad!!!!!", "soo bad!!"),
+        ("see https://example.com/a?b and a.b@example.com", "see <link> and <mail>"),
+        ("don’t", "don't"),
+    ],
+)
+def test_masks_and_forms(raw: str, expected: str) -> None:
+    assert shown(normalize(raw)) == expected
+
+
+@given(st.text(max_size=300))
+def test_normalising_is_total_and_bounded(text: str) -> None:
+    assert len(normalize(text)) <= 20 * max(1, len(text))
+
+
+@pytest.mark.parametrize("unit", ["a-1", "1.", "a@", "9'", "!?", "aA1", "ü", "漢", "www.", " ", "1 1月1日", "\u0301"])
+def test_long_hostile_text_takes_linear_time(unit: str) -> None:
+    started = time.process_time()
+    tokens(normalize(unit * 200_000))
+    assert time.process_time() - started < 1.0
+
+
+def test_the_end_of_a_long_text_is_kept() -> None:
+    assert "last wish" in normalize("word " * MAX_CHARS + "last wish")
+
+
+def test_unspaced_script_becomes_characters_and_words_become_both() -> None:
+    found = tokens("return したい iphone")
+    assert set(word_terms(found)) == {"return", "iphone"}
+    assert {"した", "たい", " return"[:5], "したい"} <= set(char_terms(found))
+    assert Document("x").subject == ""
