@@ -14,7 +14,7 @@ import os
 import secrets
 import signal
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -142,6 +142,21 @@ def mind_files(config: Config) -> MindFiles:
     )
 
 
+def _loading_report(file: str, rows: int) -> None:
+    log.info("orders.loading", file=file, rows=rows)
+
+
+def _report_loaded(report: Mapping[str, Any]) -> None:
+    """What became of an order report; its problem names lines, not what stands in them."""
+    told = {"file": Path(report["path"]).name, "kind": report["kind"], "rows": report["rows"], "refused": report["refused"]}
+    if report["as_of"] is None:
+        log.error("orders.report_refused", **told, problem=report["problem"])
+    elif report["refused"]:
+        log.warning("orders.rows_refused", **told, problem=report["problem"])
+    else:
+        log.info("orders.loaded", **told)
+
+
 def live_stamp(model_dir: Path) -> int:
     """Changes when another model is promoted; 0 when none is."""
     try:
@@ -223,7 +238,7 @@ class App:
         config, clock, database = self.config, self.clock, self.database
         self._key = key
         self._live_stamp = live_stamp(config.classifier.model_dir)
-        self.orders = open_orders(config.orders, OrderShelf(database))
+        self.orders = open_orders(config.orders, OrderShelf(database), progress=_loading_report, on_report=_report_loaded)
         self._stack.push_async_callback(self.orders.close)
         known, stale_after = profiles(config), timedelta(hours=config.orders.stale_after_hours)
         recheck = Recheck(database=database, clock=clock, lookup=self._lookup, stale_after=stale_after)

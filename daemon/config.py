@@ -294,7 +294,6 @@ class FolderSource(Section):
     columns: dict[str, str] = Field(
         default_factory=dict, description='For a plain CSV: our field name = the column\'s header, as in order_id = "Order".'
     )
-    timezone: str = Field(default="UTC", description="Time zone of dates that carry none.")
 
 
 class SqlSource(Section):

@@ -71,7 +71,6 @@ class Revise:
             order_ids=tuple(record.get("order_ids") or ()),
             recipient=recipient.addr,
             thread_recipient=recipient.addr,
-            staff=True,
         )
         mended, findings = guard.inspect(written, context, detect)
         frozen = frozen_reply(

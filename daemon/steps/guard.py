@@ -14,7 +14,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -94,9 +94,7 @@ class GuardContext:
     critical: bool = False  # the policy may mark its subject [Important]
     attachments: tuple[Attachment, ...] = ()
     attachment_kinds: tuple[str, ...] = ()
-    staff: bool = False  # a person wrote or edited it
     tokens: tuple[str, ...] = ()  # secrets that must never leave
-    known_numbers: tuple[str, ...] = field(default=())
 
 
 def inspect(
@@ -210,7 +208,7 @@ def _fold(text: str) -> str:
 
 def _mask(text: str, context: GuardContext) -> str:
     """Replace what belongs in the text: known ids and tracking numbers, item titles, dates, amounts."""
-    known = [*context.order_ids, *context.known_numbers]
+    known = list(context.order_ids)
     if context.facts is not None:
         known.append(context.facts.order_id)
         known.extend(p.tracking for p in context.facts.parcels)

@@ -77,9 +77,10 @@ def record_report(connection: Connection, report: dict[str, Any]) -> None:
     connection.execute(insert(reports).values(**report))
 
 
-def known_reports(connection: Connection) -> dict[str, str]:
-    """Digest of every report that was looked at, by path."""
-    return {r.path: r.sha256 for r in connection.execute(select(reports.c.path, reports.c.sha256))}
+def known_reports(connection: Connection) -> dict[str, tuple[str, datetime | None]]:
+    """(digest, as of) of every report that was looked at, by path."""
+    chosen = select(reports.c.path, reports.c.sha256, reports.c.as_of)
+    return {r.path: (r.sha256, r.as_of) for r in connection.execute(chosen)}
 
 
 def editions(connection: Connection) -> list[tuple[str, tuple[str, ...], datetime]]:
@@ -103,7 +104,7 @@ class OrderShelf:
     def record_report(self, report: dict[str, Any]) -> None:
         self._database.write_now(lambda c: record_report(c, report))
 
-    def known_reports(self) -> dict[str, str]:
+    def known_reports(self) -> dict[str, tuple[str, datetime | None]]:
         return self._database.read_now(known_reports)
 
     def editions(self) -> list[tuple[str, tuple[str, ...], datetime]]:

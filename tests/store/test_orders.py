@@ -60,5 +60,5 @@ def test_reports_are_remembered(database: Database, now: datetime) -> None:
     shelf.record_report(report)
     shelf.record_report({**report, "sha256": "2" * 64})
     shelf.record_report({**report, "path": "/r/b.txt", "as_of": None, "problem": "the file is empty"})
-    assert shelf.known_reports() == {"/r/a.txt": "2" * 64, "/r/b.txt": "1" * 64}
+    assert shelf.known_reports() == {"/r/a.txt": ("2" * 64, now), "/r/b.txt": ("1" * 64, None)}
     assert shelf.editions() == [("amazon_unshipped", ("amazon.de",), now)]

@@ -13,7 +13,7 @@ from daemon.errors import Permanent, Transient
 
 Key = tuple[str, str]
 #: Rows handed to the store at once; also the bound on what a load holds in memory.
-BATCH_ROWS = 2000
+BATCH_ROWS = 5000
 #: A file that was written to more recently may still be growing.
 SETTLE_SECONDS = 2.0
 #: Rows between two words of progress.
@@ -30,7 +30,7 @@ class Shelf(Protocol):
 
     def record_report(self, report: dict[str, Any]) -> None: ...
 
-    def known_reports(self) -> dict[str, str]: ...
+    def known_reports(self) -> dict[str, tuple[str, datetime | None]]: ...
 
     def editions(self) -> list[tuple[str, tuple[str, ...], datetime]]: ...
 
@@ -58,8 +58,8 @@ class MemoryShelf:
     def record_report(self, report: dict[str, Any]) -> None:
         self._reports[report["path"]] = report
 
-    def known_reports(self) -> dict[str, str]:
-        return {path: r["sha256"] for path, r in self._reports.items()}
+    def known_reports(self) -> dict[str, tuple[str, datetime | None]]:
+        return {path: (r["sha256"], r["as_of"]) for path, r in self._reports.items()}
 
     def editions(self) -> list[tuple[str, tuple[str, ...], datetime]]:
         return [(r["kind"], tuple(r["sites"]), r["as_of"]) for r in self._reports.values() if r["as_of"] and r["rows"]]
@@ -76,14 +76,17 @@ class FolderReports:
         columns: Mapping[str, str] | None = None,
         settle_seconds: float = SETTLE_SECONDS,
         progress: Callable[[str, int], None] | None = None,
+        on_report: Callable[[Mapping[str, Any]], None] | None = None,
     ) -> None:
-        """``progress`` hears (file name, rows so far) now and then."""
+        """``progress`` hears (file name, rows so far) now and then, ``on_report`` what became of each file."""
         self.path = path
         self._shop = shop
         self._columns = dict(columns or {})
         self._settle = settle_seconds
         self._progress = progress
+        self._on_report = on_report
         self._seen: dict[str, tuple[int, float]] = {}  # path -> (size, mtime) at the last look
+        self._done: dict[str, tuple[int, float]] = {}  # the same, of files that were dealt with
 
     def load_new(self, shelf: Shelf, *, wall: Callable[[], float] = time.time) -> int:
         """Load every whole report that is new or changed; returns how many were loaded.
@@ -99,8 +102,14 @@ class FolderReports:
         loaded = 0
         for file in files:
             try:
-                if self._is_whole(file, wall()) and self._load(file, shelf, known):
+                if not self._is_whole(file, wall()):
+                    continue
+                look = self._seen[str(file)]
+                if self._done.get(str(file)) == look:
+                    continue
+                if self._load(file, shelf, known):
                     loaded += 1
+                self._done[str(file)] = look
             except FileNotFoundError:  # moved away between two looks
                 continue
             except OSError as error:
@@ -114,13 +123,14 @@ class FolderReports:
         self._seen[str(file)] = look
         return state.st_size > 0 and (abs(now - state.st_mtime) >= self._settle or before == look)
 
-    def _load(self, file: Path, shelf: Shelf, known: Mapping[str, str]) -> bool:
+    def _load(self, file: Path, shelf: Shelf, known: Mapping[str, tuple[str, datetime | None]]) -> bool:
         as_of = datetime.fromtimestamp(file.stat().st_mtime, UTC)
         first = reader.scan(file)
-        if known.get(str(file)) == first.sha256:
-            return False
+        before = known.get(str(file))
+        if before is not None and before[0] == first.sha256 and (before[1] is None or before[1] >= as_of):
+            return False  # the same content at a later time is a newer word on it, and is loaded again
         tally = reader.Tally()
-        source = f"{file.name[:150]}@{first.sha256[:12]}"
+        source = f"{file.name[:150]}@{first.sha256[:12]}.{int(as_of.timestamp())}"
         problem: str | None = None
         try:
             batch: list[tuple[Key, dict[str, Any]]] = []
@@ -135,21 +145,20 @@ class FolderReports:
             shelf.save(batch)
         except (Permanent, UnicodeError) as error:
             problem = str(error)
-        if self._progress:
-            self._progress(file.name, tally.rows)
-        shelf.record_report(
-            {
-                "path": str(file),
-                "sha256": first.sha256,
-                "kind": tally.kind or "unknown",
-                "rows": tally.rows,
-                "refused": tally.refused,
-                "loaded_at": datetime.now(UTC),
-                "problem": problem or ("; ".join(tally.problems) or None),
-                "as_of": None if problem else as_of,
-                "sites": sorted(tally.sites),
-            }
-        )
+        report = {
+            "path": str(file),
+            "sha256": first.sha256,
+            "kind": tally.kind or "unknown",
+            "rows": tally.rows,
+            "refused": tally.refused,
+            "loaded_at": datetime.now(UTC),
+            "problem": problem or ("; ".join(tally.problems) or None),
+            "as_of": None if problem else as_of,
+            "sites": sorted(tally.sites),
+        }
+        shelf.record_report(report)
+        if self._on_report:
+            self._on_report(report)
         return problem is None
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 from daemon.config import FolderSource, HttpSource, OrdersConfig, SqlSource
 from daemon.edges.credentials import read_secret_file
 from daemon.edges.orders import FolderReports, HttpOrders, LiveSource, OrderBook, Shelf, SqlOrders
@@ -9,10 +12,18 @@ from daemon.edges.orders.folder import SETTLE_SECONDS
 from daemon.errors import ConfigError
 
 
-def open_orders(config: OrdersConfig, shelf: Shelf, *, settle_seconds: float = SETTLE_SECONDS) -> OrderBook:
+def open_orders(
+    config: OrdersConfig,
+    shelf: Shelf,
+    *,
+    settle_seconds: float = SETTLE_SECONDS,
+    progress: Callable[[str, int], None] | None = None,
+    on_report: Callable[[Mapping[str, Any]], None] | None = None,
+) -> OrderBook:
     """Every source of the configuration, its rows kept on ``shelf``.
 
-    ``settle_seconds``: a report younger than this may still be being written.
+    ``settle_seconds``: a report younger than this may still be being written. ``progress`` hears of long
+    loads (file name, rows so far), ``on_report`` what became of each file.
     Raises ConfigError for a source that cannot be used or a secret that is not there.
     """
     folders: list[FolderReports] = []
@@ -22,7 +33,14 @@ def open_orders(config: OrdersConfig, shelf: Shelf, *, settle_seconds: float = S
         match source:
             case FolderSource():
                 folders.append(
-                    FolderReports(source.path, shop=source.shop, columns=source.columns, settle_seconds=settle_seconds)
+                    FolderReports(
+                        source.path,
+                        shop=source.shop,
+                        columns=source.columns,
+                        settle_seconds=settle_seconds,
+                        progress=progress,
+                        on_report=on_report,
+                    )
                 )
             case SqlSource():
                 password = read_secret_file(source.password_file, f"{key}.password_file") if source.password_file else None
