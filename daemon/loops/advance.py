@@ -459,5 +459,6 @@ def _understood(reading: Reading) -> Understood:
         order_id=envelope.order_ids[0].value if envelope.order_ids else None,
         thread_keys=envelope.thread_keys,
         vouched=vouched and envelope.marketplace is not None,
-        answers=tuple(dict.fromkeys((*mail.in_reply_to, *reversed(mail.references))))[:20],
+        # Who is not plainly who they say joins no thread by naming a message of it.
+        answers=() if envelope.suspicions else tuple(dict.fromkeys((*mail.in_reply_to, *reversed(mail.references))))[:20],
     )

@@ -146,7 +146,7 @@ def _action_of(subject: str, status: str) -> str:
 
 
 _SMTP_EVIDENCE: Final = re.compile(
-    r"(?im)(?<![\d.])[45]\d\d[ -]#?[45]\.\d{1,2}\.\d{1,2}|^[>\s]*final-recipient:|rcpt[ ]to:|permanent fatal error|smtp(?: error| server|;)|<[^<>\s@]{1,64}@[^<>\s]{1,200}>[.: ]{0,5}\(?(?:reason: )?[45]\d\d|mailbox (?:full|unavailable|not found)|user unknown|remote host said|mail delivery (?:failed|system|subsystem)|mailer-daemon"
+    r"(?im)(?<![\d.])[45]\d\d[ -]#?[45]\.\d{1,2}\.\d{1,2}|^[> \t]{0,20}final-recipient:|rcpt[ ]to:|permanent fatal error|smtp(?: error| server|;)|<[^<>\s@]{1,64}@[^<>\s]{1,200}>[.: ]{0,5}\(?(?:reason: )?[45]\d\d|mailbox (?:full|unavailable|not found)|user unknown|remote host said|mail delivery (?:failed|system|subsystem)|mailer-daemon"
 )
 
 
@@ -164,6 +164,6 @@ def returned_report_words(mail: ParsedMail) -> bool:
     if _SUBJECT.search(mail.subject.lower()) is not None and _SMTP_EVIDENCE.search(text) is not None:
         return True
     return (
-        re.search(r"(?im)^[>\s]*final-recipient:", text) is not None
-        and re.search(r"(?im)^[>\s]*(?:action|status|diagnostic-code):", text) is not None
+        re.search(r"(?im)^[> \t]{0,20}final-recipient:", text) is not None
+        and re.search(r"(?im)^[> \t]{0,20}(?:action|status|diagnostic-code):", text) is not None
     )

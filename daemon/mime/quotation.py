@@ -144,6 +144,9 @@ def blank(line: str) -> bool:
 # --------------------------------------------------------------------------- quotations
 
 
+_MOST_LINES: Final = 5_000  # among which the beginning of an older message is looked for
+
+
 def mark_quotations(lines: list[str]) -> list[str]:
     marks = [OWN] * len(lines)
     quoted = [_is_quoted(line) for line in lines]
@@ -159,7 +162,7 @@ def mark_quotations(lines: list[str]) -> list[str]:
             continue
         if is_forward(lines, index):
             break  # the writer wants it read
-        length = _opening(lines, quoted, index)
+        length = _opening(lines, quoted, index) if index < _MOST_LINES else 0
         if length == 0:
             index += 1
             continue

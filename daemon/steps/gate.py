@@ -138,9 +138,21 @@ def _own_loop(seen: _Seen) -> bool:
     return "x-postsale-outbox" in seen.names
 
 
+# The shape of every Message-ID that Postsale makes: a letter for what it is, and 26 characters of base32.
+_OWN_ID: Final = re.compile(r"<[a-z]\.[a-z2-7]{26}@([^<>@\s]+)>")
+
+
 def _own_message(seen: _Seen) -> bool:
+    match = _OWN_ID.fullmatch(seen.mail.message_id or "")
+    return match is not None and match.group(1).lower() == seen.identity.message_id_domain.lower()
+
+
+def _foreign_under_own_id(seen: _Seen) -> bool:
+    """Our domain may be a provider's, so its Message-IDs are ours for certain only in our own shape."""
     domain = seen.identity.message_id_domain.lower()
-    return bool(domain) and seen.mail.message_id is not None and seen.mail.message_id.lower().endswith(f"@{domain}>")
+    if not domain or seen.envelope.relay or seen.form or not (seen.mail.message_id or "").lower().endswith(f"@{domain}>"):
+        return False
+    return seen.mail.from_addr is not None and not f".{seen.mail.from_addr.domain}".endswith(f".{domain}")
 
 
 def _own_address(seen: _Seen) -> bool:
@@ -258,6 +270,7 @@ RULES: Final[tuple[Rule, ...]] = (
     Rule("phishing", _HUMAN, "The sender looks like a marketplace and is not.", lambda seen: not {"lookalike_host", "display_name_spoof", "forged_router_header", "wrapper_without_relay"}.isdisjoint(seen.envelope.suspicions)),
     Rule("authentication_failed", _HUMAN, "Our own server saw the sender's authentication fail (DMARC).", lambda seen: "authentication_failed" in seen.envelope.suspicions),
     Rule("reply_to_elsewhere", _HUMAN, "A marketplace message asks for the answer at an address outside the marketplace.", lambda seen: "reply_to_elsewhere" in seen.envelope.suspicions),
+    Rule("foreign_under_own_id", _HUMAN, "The Message-ID is of our domain and the sender is not, so it may be a mail of ours come back.", _foreign_under_own_id),
     Rule("forwarded_report", _HUMAN, "A person passes on a delivery report.", _forwarded_report),
     Rule("spam", _HUMAN, "A filter called this spam.", _spam),
     Rule("response_suppressed", _HUMAN, "The sender asks for no automatic answer (X-Auto-Response-Suppress).", _suppressed),

@@ -28,7 +28,7 @@ from daemon.vocab import Address, Envelope, Identity, Kind, Notice, OrderId, Par
 
 _ROUTER: Final = "x-space-notification-type"
 _ASIN: Final = re.compile(
-    r"^\s*(?:\d{1,4}\s*(?:/|of|x|von|de|di|sur)\s*)?(.{1,300}?)\s*(?:\|\s*\S{1,40}\s*)?\[ASIN:\s*([A-Z0-9]{10})\s*\]",
+    r"^[ \t]{0,20}(?:\d{1,4}\s*(?:/|of|x|von|de|di|sur)\s*)?(.{1,300}?)\s*(?:\|\s*\S{1,40}\s*)?\[ASIN:\s*([A-Z0-9]{10})\s*\]",
     re.MULTILINE,
 )
 _NO_RESPONSE: Final = re.compile(
@@ -518,6 +518,10 @@ def _system(mail: ParsedMail, market: str, site: str | None, suspicions: tuple[s
     )
 
 
+# The Message-IDs of our mail to staff; the domain alone says little, it may be a provider's.
+_NOTICE_ID: Final = re.compile(r"<[a-z]\.[a-z2-7]{26}@([^<>@\s]+)>")
+
+
 def _is_approval(mail: ParsedMail, identity: Identity) -> bool:
     """Mail from an approver's address to a plus-address of ours, about a notice of ours, or ordering a stop.
 
@@ -529,9 +533,10 @@ def _is_approval(mail: ParsedMail, identity: Identity) -> bool:
     for address in (*mail.to, *mail.cc):
         if "+" in address.addr.partition("@")[0] and _base(address.addr) in identity.own_addresses:
             return True
-    domain = identity.message_id_domain.lower()
-    if domain and any(value.lower().endswith(f"@{domain}>") for value in (*mail.in_reply_to, *mail.references)):
-        return True
+    for value in (*mail.in_reply_to, *mail.references):
+        notice = _NOTICE_ID.fullmatch(value)
+        if notice is not None and notice.group(1).lower() == identity.message_id_domain.lower():
+            return True
     first = next((line.strip() for line in mail.text.split("\n") if line.strip()), "")
     return first.rstrip(".!。！").casefold() in _STOPS or mail.subject.strip().rstrip(".!。！").casefold() in _STOPS
 

@@ -95,9 +95,7 @@ def test_caps_never_lift_a_verdict() -> None:
 
 def test_two_robots_never_start_a_loop() -> None:
     """Our own mail, echoed with any sender, is recognised by its Message-ID."""
-    echoed = (
-        b"From: other@robot.example\nMessage-ID: <r.x@bot.lakeside.example>\nSubject: Re: Re: x\n\nthank you for your message"
-    )
+    echoed = b"From: other@robot.example\nMessage-ID: <r.abcdefghijklmnopqrstuvwxyz@bot.lakeside.example>\nSubject: Re: Re: x\n\nthank you for your message"
     assert _judge(echoed).verdict is GateVerdict.IGNORE
     assert _judge(echoed, replace(IDENTITY, message_id_domain="")).verdict is GateVerdict.REPLY
 
