@@ -31,6 +31,8 @@ from daemon.vocab import Draft
 
 #: Longest rendered reply in bytes. The guard's limit for buyers is far lower.
 MAX_OUTPUT_BYTES = 64_000
+#: Articles that lose their vowel before the 8th and the 11th: "il 7 maggio", but "l’8 maggio" (otto) and "l’11 maggio" (undici).
+_SHORTENED = {"it": {"il": "l’", "al": "all’", "dal": "dall’", "del": "dell’"}}
 _DECLARATION = re.compile(r"\A\s*\{#-?(.*?)-?#\}", re.DOTALL)
 
 
@@ -221,10 +223,17 @@ def day(value: date, language: str, site: str | None = None) -> str:
 
 
 @pass_context
-def _day_filter(context: Context, value: Any) -> str:
+def _day_filter(context: Context, value: Any, article: str = "") -> str:
+    """The date; with ``article``, after the article in the form that stands before that day."""
     if not isinstance(value, date):
         raise TemplateError("day needs a date that is there: test it with {% if … %} first")
-    return day(value, context["language"], context["site"])
+    written = day(value, context["language"], context["site"])
+    if not article:
+        return written
+    shortened = _SHORTENED.get(context["language"], {}).get(article)
+    if shortened is None:
+        raise TemplateError(f"{article} is no article that changes before a date in {context['language']}")
+    return f"{shortened}{written}" if value.day in (8, 11) else f"{article} {written}"
 
 
 def _declaration(source: str) -> Declaration:
