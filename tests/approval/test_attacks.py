@@ -410,21 +410,27 @@ def _tokens() -> Iterator[Attack]:
 ATTACKS = [*_words(), *_below(), *_quoted(), *_machines(), *_forged(), *_two_senders(), *_tokens()]
 
 
+@pytest.mark.timeout(600)
 async def test_none_of_them_approves_anything(office: Office) -> None:
-    """One case and one request for each attack; every failure is named."""
+    """Every attack on a draft that waits; one whose draft was declined by it gets out of the way of the next."""
     approved: list[str] = []
     moved: list[str] = []
+    case_id = 0
+    notice = EmailMessage()
     for attack in ATTACKS:
-        case_id = await office.draft_waits()
-        await office.upkeep.ask(office.clock.now())
-        notice = (await office.notices(case_id, to="anna"))[0]
+        if not case_id:
+            case_id = await office.draft_waits()
+            await office.upkeep.ask(office.clock.now())
+            notice = (await office.notices(case_id, to="anna"))[0]
         await office.arrive(attack.make(notice))
+        row = await office.case(case_id)
         if await office.buyer_replies(case_id):
             approved.append(attack.name)
-        row = await office.case(case_id)
-        if row.state not in {CaseState.AWAITING_APPROVAL.value, CaseState.DECLINED.value}:
+        elif row.state not in {CaseState.AWAITING_APPROVAL.value, CaseState.DECLINED.value}:
             moved.append(f"{attack.name}: {row.state}")
-        await office.database.write(lambda c, i=case_id: _end(c, i))  # type: ignore[misc]
+        if row.state != CaseState.AWAITING_APPROVAL.value or row.hold_until is not None:
+            await office.database.write(lambda c, i=case_id: _end(c, i))  # type: ignore[misc]
+            case_id = 0
     print(f"approvals: {len(ATTACKS)} attack and accident cases, {len(approved)} false approvals")
     assert approved == []
     assert moved == []

@@ -7,6 +7,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 
+import pytest
 from sqlalchemy import Connection, func, select
 
 from daemon.store import approvals
@@ -100,6 +101,7 @@ def check(connection: Connection, number: int) -> None:
         assert row.draft in fits[row.state]
 
 
+@pytest.mark.timeout(600)
 def test_exactly_one_decision_each(database_url: str, now: datetime) -> None:
     counts = race(database_url, SHORT, now, seed=7)
     assert sum(counts.values()) == SHORT * APPROVERS * 2

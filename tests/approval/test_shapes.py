@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import pytest
+
 from daemon.vocab import CaseState
 from tests.approval.clients import SHAPES, Shape
 from tests.approval.office import Office, reply
@@ -53,6 +55,7 @@ def _cases() -> list[tuple[Shape, Typed]]:
     return [(shape, typed) for shape in SHAPES for typed in TYPED]
 
 
+@pytest.mark.timeout(600)
 async def test_shapes_of_real_clients_are_understood(office: Office) -> None:
     missed: list[str] = []
     wrong: list[str] = []
