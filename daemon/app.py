@@ -257,6 +257,7 @@ class App:
             desk,
             started_at=clock.now(),
             troubles=lambda: {s.mailbox: s.trouble for s in self.senders if s.trouble},
+            orders=lambda: self.advance.orders_trouble,
             stalled=self._stalled,
             token_ends=self._token_ends,
             post=post_json,

@@ -21,7 +21,7 @@ from daemon import log as logging
 from daemon import record
 from daemon.clock import RECONNECT_BACKOFF_SECONDS, Clock, backoff
 from daemon.edges.workers import WorkerFailure
-from daemon.errors import NeedsHuman, Transient
+from daemon.errors import NeedsHuman, Permanent, Transient
 from daemon.loops.loop import Loop, Pace
 from daemon.loops.profiles import MailboxProfile
 from daemon.loops.recheck import OrderRows, order_state
@@ -109,6 +109,7 @@ class Advance(Loop):
         self._on_waiting = on_waiting
         self._versions = versions
         self._failures = 0
+        self.orders_trouble: str | None = None  # why order sources cannot be asked, for alarms
 
     async def step(self) -> Pace:
         """Take one batch forward."""
@@ -142,9 +143,21 @@ class Advance(Loop):
         wanted = [item for item in read if item is not None]
         if not wanted:
             return
-        rows = await self._lookup([o for item in wanted for o in item.reading.envelope.order_ids])
+        rows = await self._rows([o for item in wanted for o in item.reading.envelope.order_ids])
         outcomes = await self._thinker().map([DecideTask(item.reading, self._circumstances(item, rows)) for item in wanted])
         await asyncio.gather(*(self._settle(item, out) for item, out in zip(wanted, outcomes, strict=True)))
+
+    async def _rows(self, ids: Sequence[OrderId]) -> OrderRows:
+        """Order rows; none while a source cannot be asked: unknown waits or goes to a person, and all other mail goes on."""
+        try:
+            rows = await self._lookup(ids)
+        except (Transient, Permanent) as error:
+            self.orders_trouble = str(error)
+            log.warning("orders.unreachable", problem=str(error))
+            return {}
+        if ids:
+            self.orders_trouble = None
+        return rows
 
     async def _understand(self, case: Claimed, reading: Reading | WorkerFailure) -> _Item | None:
         """Write down what a message is; None when its way ends here."""

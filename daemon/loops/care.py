@@ -50,17 +50,20 @@ class Care:
         *,
         started_at: datetime,
         troubles: Callable[[], Mapping[str, str]],
+        orders: Callable[[], str | None],
         stalled: Callable[[], Sequence[str]],
         token_ends: Callable[[], Mapping[str, datetime | None]],
         post: Callable[[str, Mapping[str, Any]], None],
         on_notice: Callable[[], None],
     ) -> None:
-        """``troubles``: mailbox → why its account is left alone for a while; ``token_ends``: of OAuth2 sign-ins."""
+        """``troubles``: mailbox → why its account is left alone for a while; ``orders``: why order sources
+        cannot be asked; ``token_ends``: of OAuth2 sign-ins."""
         self._desk = desk
         self._config: Config = desk.config
         self._db = desk.database
         self._started_at = started_at
         self._troubles = troubles
+        self._orders = orders
         self._stalled = stalled
         self._token_ends = token_ends
         self._post = post
@@ -118,6 +121,8 @@ class Care:
         seen: Seen = [("loop_stalled", name, "the loop makes no progress") for name in self._stalled()]
         seen += self._mailboxes(view, usual, now)
         seen += [("breaker_open", name, why) for name, why in self._troubles().items()]
+        lost = self._orders()
+        seen += [("orders_down", "", lost)] if lost else []
         seen += [
             ("uncertain", str(case), "a reply may or may not have gone; decide: queue show") for case in view.needing_decision
         ]

@@ -14,6 +14,7 @@ from sqlalchemy import select, update
 from daemon import mind, resources
 from daemon.clock import FixedClock
 from daemon.edges.workers import WorkerFailure
+from daemon.errors import Permanent
 from daemon.loops.advance import Advance, AdvanceSettings
 from daemon.loops.profiles import MailboxProfile
 from daemon.loops.recheck import Recheck
@@ -317,6 +318,19 @@ async def test_a_reply_of_an_approver_goes_to_the_office(shop: Shop) -> None:
     case = await shop.arrives(raw)
     await shop.loop.step()
     assert shop.commands == [case]
+
+
+async def test_an_order_source_that_is_down_holds_up_nothing(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def down(ids: Sequence[OrderId]) -> Mapping[OrderId, Sequence[Mapping[str, Any]]]:
+        raise Permanent("the orders database refused the query")
+
+    monkeypatch.setattr(shop.loop, "_lookup", down)
+    asked = await shop.arrives(buyer_mail(WHERE_IS_IT))
+    danger = await shop.arrives(buyer_mail("The lamp caught fire, my son is injured!", number=2))
+    await shop.loop.run_until_idle()
+    assert (await shop.case(asked)).state in {CaseState.DEFERRED, CaseState.HUMAN, CaseState.WITHDRAWN}
+    assert (await shop.case(danger)).state == CaseState.HUMAN
+    assert "refused" in str(shop.loop.orders_trouble)
 
 
 async def test_recheck_sees_that_the_order_moved_on(shop: Shop) -> None:

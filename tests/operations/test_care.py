@@ -38,6 +38,7 @@ class Ward:
     office: Office
     troubles: dict[str, str] = field(default_factory=dict)
     stalled: list[str] = field(default_factory=list)
+    lost: str | None = None
     tokens: dict[str, datetime | None] = field(default_factory=dict)
     posted: list[tuple[str, Mapping[str, Any]]] = field(default_factory=list)
 
@@ -46,6 +47,7 @@ class Ward:
             self.office.desk,
             started_at=self.office.clock.now(),
             troubles=lambda: self.troubles,
+            orders=lambda: self.lost,
             stalled=lambda: self.stalled,
             token_ends=lambda: self.tokens,
             post=lambda url, content: self.posted.append((url, content)),
@@ -145,12 +147,14 @@ async def test_an_account_a_sign_in_a_loop_and_the_disk_are_watched(ward: Ward, 
     await ward.read()
     ward.troubles["shop"] = "535 refused"
     ward.stalled.append("advance")
+    ward.lost = "orders database: connection refused"
     ward.tokens.update(shop=NOW - timedelta(seconds=1), fresh=NOW + timedelta(hours=1), never=None)
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: Usage(10**9, 10**9, 0))
     ward.office.config.alarms.__dict__["disk_free_mb"] = 500
     assert await ward.names() == [
         ("loop_stalled", "advance"),
         ("breaker_open", "shop"),
+        ("orders_down", ""),
         ("token_expired", "shop"),
         ("token_expired", "never"),
         ("disk_low", ""),
