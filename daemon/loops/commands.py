@@ -8,6 +8,7 @@ once, whatever happens in between.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -19,7 +20,7 @@ from daemon import log as logging
 from daemon.clock import Clock
 from daemon.config import ApproverConfig, MailboxConfig, StaffAuth
 from daemon.edges.dkim import Signature
-from daemon.errors import NeedsHuman, Transient
+from daemon.errors import NeedsHuman, Permanent, Transient
 from daemon.loops import staff, views
 from daemon.loops.staff import Desk, Revision
 from daemon.steps.approval import Judgement, Misread, before_quote, judge_reply, parse_command, parse_digest
@@ -30,6 +31,7 @@ from daemon.store.approvals import Applied, Effect, Instruction
 from daemon.store.cases import Claimed, Settlement
 from daemon.store.tables import cases as cases_table
 from daemon.store.tables import outbox as outbox_table
+from daemon.store.transitions import StaleMove
 from daemon.vocab import CaseState, Command, DeliveryKind, Reading, Severity, Verb
 
 log = logging.get(__name__)
@@ -84,9 +86,33 @@ async def carry_out(
     """Carry out one approver's reply; its own case ends as applied or ignored.
 
     While a signature's key cannot be looked up the case is deferred, in the
-    end without proof, which changes nothing.
+    end without proof, which changes nothing. A reply that cannot be dealt with
+    ends as broken; nothing is changed then either. Raises Transient when the
+    store fails for now.
     """
-    now = clock.now()
+    try:
+        await _carry_out(desk, case, reading, worker, clock.now(), dkim, overridable)
+    except StaleMove:
+        log.info("case.claim_lost", case_id=case.case_id)
+    except (Transient, Permanent):
+        raise
+    except Exception:
+        log.error("case.broken", case_id=case.case_id, kind="approval", exc_info=True)
+        broken = Settlement(
+            case.case_id, case.state, CaseState.BROKEN, "approval_failed", traceback=traceback.format_exc(limit=20)
+        )
+        await desk.database.write(lambda c: cases.settle(c, broken, worker=worker, now=clock.now()))
+
+
+async def _carry_out(
+    desk: Desk,
+    case: Claimed,
+    reading: Reading,
+    worker: str,
+    now: datetime,
+    dkim: DkimCheck,
+    overridable: Overridable,
+) -> None:
     mailbox = desk.mailbox(case.mailbox)
     try:
         verdict, signed = await _judge(desk, mailbox, case, reading, dkim)
@@ -218,6 +244,11 @@ def _understand(desk: Desk, connection: Connection, reply: _Reply) -> _Understoo
         many = parse_digest(reply.text, lines=len(found), labels=labels, writer_name=name)
         return _Understood(found, many)
     one = parse_command(reply.text, labels=labels, writer_name=name)
+    if not found and isinstance(one, Misread) and one.reason == "empty":
+        # The one command that a subject may carry: stopping is never the wrong thing to do in doubt.
+        subject = parse_command(reply.reading.mail.subject)
+        if isinstance(subject, Command) and subject.verb is Verb.STOP:
+            one = subject
     if isinstance(one, Misread):
         return _Understood(found, one)
     if not found and one.verb not in {Verb.STOP, Verb.HELP}:

@@ -31,6 +31,8 @@ log = logging.get(__name__)
 ACTOR = "postsale"
 #: How often the Sent folder is searched for replies that staff wrote themselves.
 OWN_REPLIES_EVERY = timedelta(minutes=5)
+#: Cases for a person that staff are told of one by one in an hour; a flood waits for the next, nearest deadline first.
+PEOPLE_PER_HOUR = 60
 #: Most drafts in one digest mail.
 DIGEST_LINES = 40
 #: Longest time that drafts are gathered for a digest while many wait.
@@ -128,7 +130,12 @@ class Approvals:
 
     async def people(self, now: datetime) -> int:
         """Tell approvers of a case that needs a person."""
-        found = await self._db.read(requests.unasked_people)
+        found = await self._db.read(lambda c: requests.unasked_people(c))
+        told = await self._db.read(lambda c: requests.asked_since(c, "human", now - timedelta(hours=1)))
+        room = max(0, PEOPLE_PER_HOUR - told)
+        if len(found) > room:
+            log.warning("approval.flood", waiting=len(found))
+        found = found[:room]
         return self._told(await self._each(found, lambda c, k: self._ask_kind(c, k, "human", "human", now)))
 
     async def uncertain(self, now: datetime) -> int:

@@ -280,6 +280,16 @@ def unasked_people(connection: Connection, *, limit: int = 200) -> list[Waiting]
     )
 
 
+def asked_since(connection: Connection, purpose: str, since: datetime) -> int:
+    """About how many cases somebody was asked for that purpose since a moment."""
+    found: int = connection.execute(
+        select(func.count(func.distinct(approvals.c.case_id))).where(
+            approvals.c.purpose == purpose, approvals.c.created_at > since
+        )
+    ).scalar_one()
+    return found
+
+
 def unasked_uncertain(connection: Connection, *, limit: int = 200) -> list[Waiting]:
     """Cases whose reply is of unknown fate, with the search for evidence over and nobody asked yet."""
     return _waiting(

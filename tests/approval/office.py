@@ -182,12 +182,16 @@ class Office:
             connection.execute(insert(raw_mail).values(case_id=case_id, body=raw))
             return case_id
 
-        case_id = await self.database.write(store)
+        return await self.take_forward(await self.database.write(store))
+
+    async def take_forward(self, case_id: int) -> Any:
+        """Claim an arrived mail and carry it out, as far as approval goes."""
+        now = self.clock.now()
         claimed = await self.database.write(
             lambda c: cases.claim(c, worker=WORKER, limit=100, lease=timedelta(minutes=5), max_attempts=3, now=now)
         )
         (case,) = [c for c in claimed if c.case_id == case_id]
-        reading = self.read(raw)
+        reading = self.read(case.raw)
         if reading.envelope.kind is Kind.APPROVAL:
             await commands.carry_out(
                 self.desk,
@@ -231,7 +235,7 @@ def reply(
 ) -> bytes:
     """A reply to a notice as raw bytes. ``trusted`` is the server's own verdict ("" a pass, None none at all)."""
     approver = next(a for a in APPROVERS if a.name == who)
-    from_ = sender if sender is not None else f"{_encoded(DISPLAY[who])} <{approver.address}>"
+    from_ = sender if sender is not None else f"{encoded(DISPLAY[who])} <{approver.address}>"
     lines = [f"Return-Path: <{approver.address}>"]
     if trusted is not None:
         lines.append(trusted or proof(approver.address))
@@ -239,7 +243,7 @@ def reply(
         "Received: from mail.staff.example by mx.shop.example with ESMTPS; Mon, 2 Nov 2026 10:00:00 +0000",
         f"From: {from_}",
         f"To: {to or staff_reply_to(notice)}",
-        f"Subject: {subject if subject is not None else 'Re: ' + _encoded(str(notice['Subject']))}",
+        f"Subject: {subject if subject is not None else 'Re: ' + encoded(str(notice['Subject']))}",
         "Date: Mon, 02 Nov 2026 11:00:00 +0100",
         f"Message-ID: <{hashlib.sha256(body.encode() + str(headers).encode()).hexdigest()[:20]}@staff.example>",
     ]
@@ -258,7 +262,8 @@ def quoted(notice: EmailMessage, lead: str = "On Mon, 2 Nov 2026 at 10:00, Posts
     return lead + "\n\n" + "\n".join(f"> {line}".rstrip() for line in text_of(notice).splitlines()) + "\n"
 
 
-def _encoded(text: str) -> str:
+def encoded(text: str) -> str:
+    """Text as it stands in a header."""
     from email.header import Header
 
     return text if text.isascii() else Header(text, "utf-8", maxlinelen=1000).encode()

@@ -9,7 +9,7 @@ import pytest
 from daemon.store import settings
 from daemon.vocab import CaseState, Finding, Severity
 from tests.approval import seeds
-from tests.approval.office import APPROVERS, Office, quoted, reply, staff_reply_to, text_of
+from tests.approval.office import APPROVERS, Office, encoded, quoted, reply, staff_reply_to, text_of
 
 
 async def asked(office: Office) -> int:
@@ -180,6 +180,27 @@ async def test_stop_needs_no_request_and_everybody_hears(office: Office) -> None
     texts = [text_of(n) for n in await office.notices()]
     assert any("已停止" in t or "停止了向买家发送" in t for t in texts)
     assert len([n for n in await office.notices() if "halt" in str(n["Subject"]).lower() or "停止" in str(n["Subject"])]) >= 2
+
+
+@pytest.mark.parametrize("subject", ["STOP", "停止", "Stop!"])
+async def test_a_subject_alone_can_stop(office: Office, subject: str) -> None:
+    notice = await office.notice(await asked(office))
+    await office.arrive(reply(notice, "", to=seeds.ADDRESS, thread=False, subject=encoded(subject)))
+    assert await office.database.read(lambda c: settings.paused(c, seeds.MAILBOX)) is not None
+
+
+async def test_a_reply_that_breaks_something_changes_nothing(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+    case_id = await asked(office)
+    notice = await office.notice(case_id)
+
+    def fail(*_args: object, **_values: object) -> None:
+        raise RuntimeError("the template is gone")
+
+    monkeypatch.setattr(office.desk.staff, "render", fail)
+    row = await office.arrive(reply(notice, "OK"))
+    assert (row.state, row.reason) == (CaseState.BROKEN.value, "approval_failed")
+    assert await office.buyer_replies() == []
+    assert (await office.case(case_id)).state == CaseState.AWAITING_APPROVAL.value
 
 
 async def test_without_plus_addressing_the_message_id_carries_it(office: Office) -> None:

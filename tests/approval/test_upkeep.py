@@ -10,7 +10,7 @@ import pytest
 from daemon.clock import FixedClock
 from daemon.config import RunMode
 from daemon.errors import Transient
-from daemon.loops.upkeep import Approvals, Task, Upkeep
+from daemon.loops.upkeep import PEOPLE_PER_HOUR, Approvals, Task, Upkeep
 from daemon.store import drafts
 from daemon.store.db import Database
 from daemon.store.tables import outbox
@@ -325,3 +325,13 @@ async def test_a_task_that_the_world_fails_leaves_the_others_alone(clock: FixedC
     loop = Upkeep(tasks=(Task("fail", fail), Task("work", work)), clock=clock, next_due=never)
     assert (await loop.step()).done == 0
     assert done == ["work"]
+
+
+async def test_a_flood_of_cases_for_people_does_not_flood_them(office: Office) -> None:
+    for _ in range(PEOPLE_PER_HOUR + 5):
+        await office.draft_waits(state=CaseState.HUMAN, reason="spam")
+    await office.run_upkeep()
+    assert len(await office.notices(to="anna")) == PEOPLE_PER_HOUR
+    office.clock.advance(timedelta(hours=1, minutes=1))
+    await office.upkeep.people(office.clock.now())
+    assert len(await office.notices(to="anna")) == PEOPLE_PER_HOUR + 5
