@@ -13,10 +13,14 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 
 import pytest
 
-from daemon.config import Config
+from daemon.config import Config, ImapConfig, SmtpConfig, TlsMode
 from daemon.edges import credentials
 from daemon.edges.credentials import OAuthSignIn, PasswordSignIn, sign_in
+from daemon.edges.imap import Imap
+from daemon.edges.smtp import Smtp
 from daemon.errors import ConfigError, NeedsHuman, PostsaleError, Transient
+from tests.fakes.imap import FakeImap
+from tests.fakes.smtp import FakeSmtp
 
 Answer = Callable[[dict[str, str]], tuple[int, dict[str, Any]]]
 
@@ -211,3 +215,28 @@ def test_a_token_server_in_trouble_is_transient_and_keeps_the_refresh_token(tmp_
 def test_tokens_never_travel_readable(tmp_path: Path) -> None:
     with pytest.raises(PostsaleError, match="must be https"):
         credentials.post_form("http://token.example/token", {})
+
+
+async def test_one_sign_in_opens_both_servers_and_survives_renewal(tmp_path: Path, server: TokenServer) -> None:
+    """From the device code to IMAP and SMTP servers that check XOAUTH2, and on with the next token."""
+    server.answers = [
+        (200, {"device_code": "d", "user_code": "ABCD", "verification_uri": "https://v.example", "interval": 1}),
+        (200, {"access_token": "access-1", "refresh_token": "refresh-1", "expires_in": 3600}),
+        (200, {"access_token": "access-2", "refresh_token": "refresh-2", "expires_in": 3600}),
+    ]
+    way = _oauth(tmp_path, server)
+    way.sign_in_by_device(lambda _url, _code: None, wait=lambda _seconds: None)
+    mail_in, mail_out = FakeImap(capabilities="IMAP4rev1 AUTH=XOAUTH2"), FakeSmtp()
+    for token in ("access-1", "access-2"):
+        mail_in.token = mail_out.token = token
+        imap = Imap(ImapConfig(host="127.0.0.1", port=mail_in.port, tls=TlsMode.NONE), way)
+        smtp = Smtp(SmtpConfig(host="127.0.0.1", port=mail_out.port, tls=TlsMode.NONE), way, final_reply_seconds=5)
+        assert "INBOX is open" in await imap.ping()
+        assert await smtp.ping() == "signed in"
+        await imap.close()
+        await smtp.close()
+        stored = json.loads(_stored(tmp_path).read_text())
+        credentials.write_private(_stored(tmp_path), json.dumps({**stored, "renew_at": 0}))
+    assert json.loads(_stored(tmp_path).read_text())["refresh_token"] == "refresh-2"
+    mail_in.close()
+    mail_out.close()
