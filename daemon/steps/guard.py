@@ -62,6 +62,8 @@ _PLACEHOLDER = re.compile(
 _ORDER_ID = re.compile(
     rf"{_BEGIN}(?<!-)(?:\d{{3}}-\d{{7}}-\d{{7}}|[A-Z]\d{{2}}-\d{{7}}-\d{{7}}|\d{{2}}-\d{{5}}-\d{{5}}){_END}(?!-)"
 )
+#: Order numbers of shops of one's own, as in #LO2048.
+_HASH_ID = re.compile(r"(?<![\w&#])#\s?([A-Za-z]{0,4}-?\d{3,8})(?![\w-])")
 _DATE = re.compile(
     r"(?<!\d)(?:\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4}|\d{4}\s?年\s?\d{1,2}\s?月\s?\d{1,2}\s?日|\d{1,2}(?:\.|st|nd|rd|th|er|º)?\s(?:de\s)?[^\W\d]{3,12}\.?,?\s(?:de\s)?\d{4}|[^\W\d]{3,12}\s\d{1,2},\s\d{4})(?!\d)"
 )
@@ -314,6 +316,11 @@ def _envelope(draft: Draft, text: str, context: GuardContext) -> Iterator[Findin
     for match in _ORDER_ID.finditer(_fold(f"{draft.subject}\n{text}")):
         if match.group() not in known:
             yield from _found("O16", match.group(), context)
+    if context.marketplace in (None, "shopify"):
+        named = {k.lstrip("#").upper() for k in known}
+        for match in _HASH_ID.finditer(_fold(f"{draft.subject}\n{text}")):
+            if match.group(1).upper() not in named:
+                yield from _found("O16", match.group(), context)
     if context.thread_recipient is not None and (context.recipient or "").lower() != context.thread_recipient.lower():
         yield from _found("O16", "another recipient than the one it answers", context)
     for token in context.tokens:

@@ -104,7 +104,7 @@ ROWS = (
     Row("-", "thanks", "other/thanks", None, "thanks-relay", None, "none", ("mark_no_response",)),
     Row("-", "already cancelled", "cancellation_request/mistake", {"state": "cancelled"}, "cancel-already-cancelled", "cancellation_request/already_cancelled"),
     Row("-", "refund asked for, paid", "return_request/unwanted", {"state": "refunded", "refunded": Decimal("64.90")}, "refund-done", "return_request/refunded"),
-    Row("-", "a stranger asks about an order", "logistics_question/tracking", {"shop": "own", "fulfilment": "own"}, "identity-unproved", "other/identity", actions=("identity_check",), message={"marketplace": None, "binding": Binding.STRANGER}),
+    Row("-", "a stranger asks about an order", "logistics_question/tracking", {"shop": "own", "fulfilment": "own"}, "identity-stranger", "other/identity", actions=("identity_check",), message={"marketplace": None, "binding": Binding.STRANGER}),
 )  # fmt: skip
 
 #: Rows of the decision table; G2 (peaks after big sales) is for the holiday return dates of the settings.

@@ -72,7 +72,7 @@ def floor(playbook: Playbook, context: PolicyContext) -> tuple[Mode, tuple[str, 
     listed = HUMAN_FLAGS | {Flag(f) for f in playbook.settings["human_flags"]}
     human.extend(f"flag:{f.value}" for f in sorted(context.flags & listed))
     trusted = {o for o, place in context.order_ids if place == "wrapper"}
-    every = {o for o, _ in context.order_ids if _ != "quote"}
+    every = {o for o, place in context.order_ids if place != "quote"}
     if len(trusted) > 1 or (not trusted and len(every) > 1):
         human.append("several_orders")
     elif len(every) > 1:
