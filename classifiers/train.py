@@ -42,6 +42,9 @@ BLOCK_WEIGHTS = {"words": 1.0, "chars": 1.0, "subject_words": 0.4, "subject_char
 REGULARISATION = 1.0
 #: Share of the machines that know only top labels in the score of a class.
 TOP_SHARE = 0.7
+#: So many messages of the operator's own halve the weight of a starter message, down to the least.
+HALVES_STARTER = 1000
+LEAST_STARTER_WEIGHT = 0.1
 #: Labels answered by few out-of-fold messages get no threshold: nothing can be promised of them.
 LEAST_ANSWERED = 20
 #: Share of out-of-fold messages with the fewest known words: such messages are left to people.
@@ -136,13 +139,13 @@ def train(
     matrix = space.matrix(analyses)
     labels = np.array([e.label for e in used])
     classes = sorted({e.label for e in used})
-    weights = example_weights(used)
+    weights, origin = example_weights(used), origin_weights(used)
     progress("judging unseen messages", 0.15)
     decisions, known, why = out_of_fold(matrix, labels, classes, weights, used, analyses, space, progress)
     tops = [e.top for e in used]
     temperature = fit_temperature(decisions, classes, tops, weights)
     progress("final model", 0.8)
-    coef, intercept = fit_linear(matrix, labels, classes, weights)
+    coef, intercept = fit_linear(matrix, labels, classes, weights, origin)
     head, estimator, rows, idf = export(space, classes, temperature * coef, temperature * intercept)
     decisions = temperature * decisions
     head = head._replace(
@@ -208,21 +211,24 @@ def require_labels(examples: Sequence[Example]) -> None:
         )
 
 
-def example_weights(examples: Sequence[Example]) -> Floats:
-    """Weights by class, rarer ones heavier, and by origin: the operator's mail counts more as it grows."""
-    count = Counter(e.label for e in examples)
+def origin_weights(examples: Sequence[Example]) -> Floats:
+    """The operator's mail counts in full; the starter corpus less, the more of the operator's mail there is."""
     own = sum(e.origin == OPERATOR for e in examples)
-    others = len(examples) - own
-    mine = 1.0 if not others else 2.0
-    theirs = 1.0 if not own else max(0.1, others / (others + 2.0 * own))
+    theirs = max(LEAST_STARTER_WEIGHT, 1.0 / (1.0 + own / HALVES_STARTER))
+    return np.array([1.0 if e.origin == OPERATOR else theirs for e in examples], dtype=np.float64)
+
+
+def example_weights(examples: Sequence[Example]) -> Floats:
+    """Weights by origin, and by class: rarer ones heavier, by the square root."""
+    count = Counter(e.label for e in examples)
     mean = len(examples) / len(count)
-    return np.array(
-        [(mine if e.origin == OPERATOR else theirs) * (mean / count[e.label]) ** 0.5 for e in examples], dtype=np.float64
-    )
+    rarity = np.array([(mean / count[e.label]) ** 0.5 for e in examples], dtype=np.float64)
+    result: Floats = origin_weights(examples) * rarity
+    return result
 
 
 def fit_linear(
-    matrix: sp.csr_matrix, labels: NDArray[np.str_], classes: Sequence[str], weights: Floats
+    matrix: sp.csr_matrix, labels: NDArray[np.str_], classes: Sequence[str], weights: Floats, origin: Floats
 ) -> tuple[Floats, Floats]:
     """Coefficients and intercepts of all classes: those of the class, and a share of those of its top label."""
     coef, intercept = _machines(matrix, labels, classes, weights)
@@ -230,7 +236,7 @@ def fit_linear(
     if tops != list(classes):
         names = sorted(set(tops))
         whole = np.array([label.partition("/")[0] for label in labels])
-        top_coef, top_intercept = _machines(matrix, whole, names, np.ones(len(labels)))
+        top_coef, top_intercept = _machines(matrix, whole, names, origin)
         owner = [names.index(top) for top in tops]
         coef = coef + TOP_SHARE * top_coef[owner]
         intercept = intercept + TOP_SHARE * top_intercept[owner]
@@ -267,7 +273,7 @@ def out_of_fold(
 
     Also the terms that led astray where the label came out wrong.
     """
-    fold = np.array(folds(examples))
+    fold, origin = np.array(folds(examples)), origin_weights(examples)
     names = [f"{TERM_PREFIXES.get(b, '')}{shown(t)}" for b, v in space.vocabulary.items() for t in v]
     why: dict[int, tuple[tuple[str, float], ...]] = {}
     decisions, known = np.zeros((len(labels), len(classes))), np.ones(len(labels))
@@ -276,7 +282,7 @@ def out_of_fold(
         fold, numbers = np.arange(len(labels)) % 2, [0, 1]
     for done, number in enumerate(numbers):
         inside, outside = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
-        coef, intercept = fit_linear(matrix[inside], labels[inside], classes, weights[inside])
+        coef, intercept = fit_linear(matrix[inside], labels[inside], classes, weights[inside], origin[inside])
         decisions[outside] = matrix[outside] @ coef.T + intercept
         why |= astray(matrix, decisions, outside, labels, classes, coef, names)
         seen = seen_terms([analyses[int(i)] for i in inside], space.min_df)
@@ -312,7 +318,7 @@ def learning_curve(
 ) -> list[tuple[int, float]]:
     """Messages trained on, and accuracy of top labels on one fixed fold that none of them is in."""
     order = sorted(range(len(examples)), key=lambda at: stable_number("curve " + examples[at].key))
-    fold = folds(examples)
+    fold, origin = folds(examples), origin_weights(examples)
     test = [at for at in order if fold[at] == fold[order[0]]]
     rest = [at for at in order if fold[at] != fold[order[0]]]
     if not rest or len(test) < 10:
@@ -322,7 +328,7 @@ def learning_curve(
         part = np.array(rest[: max(2, round(len(rest) * share))])
         if len({str(label).partition("/")[0] for label in labels[part]}) < 2:
             continue
-        coef, intercept = fit_linear(matrix[part], labels[part], classes, weights[part])
+        coef, intercept = fit_linear(matrix[part], labels[part], classes, weights[part], origin[part])
         best = (matrix[test] @ coef.T + intercept).argmax(axis=1)
         right = [classes[b].partition("/")[0] == examples[at].top for b, at in zip(best, test, strict=True)]
         points.append((len(part), round(sum(right) / len(right), 4)))
