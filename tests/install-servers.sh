@@ -13,6 +13,7 @@ have_dovecot || packages="$packages dovecot-core dovecot-imapd dovecot-lmtpd"
 have_postfix || packages="$packages postfix"
 have_postgresql || packages="$packages postgresql"
 command -v openssl >/dev/null 2>&1 || packages="$packages openssl"
+command -v systemd-analyze >/dev/null 2>&1 || packages="$packages systemd"
 
 if [ -n "$packages" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
     echo "Installing for the tests:$packages"
@@ -38,6 +39,7 @@ missing=""
 have_dovecot || missing="$missing Dovecot"
 have_postfix || missing="$missing Postfix"
 have_postgresql || missing="$missing PostgreSQL"
+command -v systemd-analyze >/dev/null 2>&1 || missing="$missing systemd-analyze"
 [ "$(id -u)" = 0 ] || missing="$missing root(for-Postfix)"
 if [ -n "$missing" ]; then
     if [ "${CI:-}" = true ]; then
