@@ -28,14 +28,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks import bench, corpus
+from tests.servers import MailServers, NotInstalled, User
+
 ROOT = Path(__file__).resolve().parent.parent
 SERVICE = ROOT / "benchmarks" / "loops.py"
 #: Seconds without any progress after which a run is given up.
 PATIENCE = 60.0
-sys.path.insert(0, str(ROOT))
-
-from benchmarks import bench, corpus
-from tests.servers import MailServers, NotInstalled, User
 
 CONFIG = """
 [service]
@@ -189,7 +190,7 @@ def mbsync(folder: Path, servers: MailServers, user: User, count: int) -> tuple[
     folder.mkdir()
     (folder / "mail").mkdir()
     (folder / "rc").write_text(
-        f"IMAPAccount a\nHost localhost\nPort {servers.imaps_port}\nUser {user.address}\nPass \"{user.password}\"\n"
+        f'IMAPAccount a\nHost localhost\nPort {servers.imaps_port}\nUser {user.address}\nPass "{user.password}"\n'
         f"SSLType IMAPS\nCertificateFile {servers.ca_file}\n\nIMAPStore far\nAccount a\n\n"
         f"MaildirStore near\nPath {folder}/mail/\nInbox {folder}/mail/INBOX\n\n"
         f"Channel c\nFar :far:\nNear :near:\nPatterns INBOX\nSync Pull\nCreate Near\nSyncState {folder}/\n"

@@ -21,7 +21,9 @@ def machine() -> str:
     """Processor, memory, system and versions, on one line."""
     model = next((line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "?")
     memory = next((int(line.split()[1]) // 1024**2 for line in _lines("/proc/meminfo") if line.startswith("MemTotal")), 0)
-    system = next((line.split("=", 1)[1].strip('"\n') for line in _lines("/etc/os-release") if line.startswith("PRETTY_NAME")), "?")
+    system = next(
+        (line.split("=", 1)[1].strip('"\n') for line in _lines("/etc/os-release") if line.startswith("PRETTY_NAME")), "?"
+    )
     return f"{os.cpu_count()} x {model}, {memory} GB, {system}, Python {platform.python_version()}, loopback"
 
 
@@ -124,4 +126,3 @@ def environment() -> dict[str, str]:
     """For child processes of ours."""
     keep = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
     return {**keep, "PYTHONPATH": str(ROOT)}
-

@@ -39,8 +39,7 @@ def texts() -> tuple[tuple[str, str], ...]:
     found: list[tuple[str, str]] = []
     for language in LANGUAGES:
         for file in sorted((STARTER / language).glob("*.jsonl")):
-            for line in file.read_text("utf-8").splitlines():
-                found.append((language, json.loads(line)["text"]))
+            found.extend((language, json.loads(line)["text"]) for line in file.read_text("utf-8").splitlines())
     return tuple(found)
 
 
@@ -51,7 +50,7 @@ def order_id(number: int) -> str:
 
 def mails(count: int, *, seed: int = 20, tag: str = "b") -> Iterator[bytes]:
     """``count`` mails, each by a writer and about an order of its own. ``tag`` keeps Message-IDs of two runs apart."""
-    chance = random.Random(seed)  # noqa: S311 - nothing here is secret
+    chance = random.Random(seed)
     sources = texts()
     for number in range(count):
         language, text = chance.choice(sources)
@@ -102,7 +101,9 @@ def _mail(chance: random.Random, number: int, language: str, text: str, tag: str
     ]
     plain = f"Content-Type: text/plain; charset=utf-8\r\nContent-Transfer-Encoding: 8bit\r\n\r\n{text}\r\n"
     if number % 2:
-        rows = "".join(f"<tr><td style='padding:4px;font:12px sans-serif'>{escape(line)}</td></tr>" for line in text.split("\r\n"))
+        rows = "".join(
+            f"<tr><td style='padding:4px;font:12px sans-serif'>{escape(line)}</td></tr>" for line in text.split("\r\n")
+        )
         html = f"<html><head><style>td {{ color: #222 }}</style></head><body><table>{rows}</table></body></html>"
         parts = [plain, f"Content-Type: text/html; charset=utf-8\r\nContent-Transfer-Encoding: 8bit\r\n\r\n{html}\r\n"]
         body = _multipart("alternative", parts, f"a{number}")
