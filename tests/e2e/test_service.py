@@ -15,6 +15,7 @@ import ssl
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from email.message import EmailMessage
 from email.policy import default
@@ -92,9 +93,14 @@ ServiceMaker = Callable[..., Service]
 def start(tmp_path: Path, mail_servers: MailServers) -> Iterator[ServiceMaker]:
     started: list[Service] = []
 
-    def make(shop: User, boss: User, **replace: str) -> Service:
+    def make(
+        shop: User, boss: User, *, spoil: Callable[[str, MailServers], str] | None = None, password: str | None = None
+    ) -> Service:
+        text = configure(tmp_path, mail_servers, shop, boss)
+        if password is not None:
+            (tmp_path / "password").write_text(password + "\n")
         config = tmp_path / "config.toml"
-        config.write_text(_config(tmp_path, mail_servers, shop, boss, **replace))
+        config.write_text(spoil(text, mail_servers) if spoil else text)
         started.append(Service(config))
         return started[-1]
 
@@ -105,7 +111,8 @@ def start(tmp_path: Path, mail_servers: MailServers) -> Iterator[ServiceMaker]:
             service.process.wait()
 
 
-def _config(folder: Path, servers: MailServers, shop: User, boss: User, *, mode: str = "live", host: str = "localhost") -> str:
+def configure(folder: Path, servers: MailServers, shop: User, boss: User) -> str:
+    """A configuration for these two mailboxes, with the files that it names."""
     (folder / "password").write_text(shop.password + "\n")
     (folder / "password").chmod(0o600)
     reports = folder / "reports"
@@ -120,7 +127,7 @@ def _config(folder: Path, servers: MailServers, shop: User, boss: User, *, mode:
     os.utime(reports / "fba.txt", (old, old))
     return f"""
 [service]
-mode = "{mode}"
+mode = "live"
 data_dir = "data"
 workers = 1
 log_format = "console"
@@ -130,7 +137,7 @@ name = "lamps"
 address = "{shop.address}"
 display_name = "Lamp Shop"
 [mailboxes.imap]
-host = "{host}"
+host = "localhost"
 port = {servers.imaps_port}
 ca_file = "{servers.ca_file}"
 poll_seconds = 2
@@ -161,7 +168,7 @@ path = "reports"
 """
 
 
-def _buyer_mail(number: int, text: str) -> bytes:
+def buyer_mail(number: int, text: str) -> bytes:
     return (
         "Authentication-Results: mx.example.test; dkim=pass header.d=amazon.co.uk;\r\n"
         " dmarc=pass header.from=marketplace.amazon.co.uk\r\n"
@@ -202,10 +209,8 @@ def _answer(servers: MailServers, boss: User, request: EmailMessage, text: str, 
         smtp.send_message(reply)
 
 
-def _wait_for_first_contact(servers: MailServers, service: Service) -> None:
+def wait_for_first_contact(service: Service) -> None:
     """Mail that is there before the first look is never answered; wait until that look has been had."""
-    import time
-
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         assert service.process.poll() is None, service.log_file.read_text()
@@ -219,11 +224,11 @@ def test_a_buyer_is_answered_after_the_approvers_ok(
     mail_servers: MailServers, marketplace: Marketplace, start: ServiceMaker
 ) -> None:
     shop, boss = mail_servers.add_user(), mail_servers.add_user()
-    mail_servers.deliver(shop, _buyer_mail(1, "Old mail from before Postsale: where is my parcel?"), sender=RELAY)
+    mail_servers.deliver(shop, buyer_mail(1, "Old mail from before Postsale: where is my parcel?"), sender=RELAY)
     service = start(shop, boss)
-    _wait_for_first_contact(mail_servers, service)
+    wait_for_first_contact(service)
 
-    mail_servers.deliver(shop, _buyer_mail(2, "Hello, where is my parcel? The tracking has not moved for days."), sender=RELAY)
+    mail_servers.deliver(shop, buyer_mail(2, "Hello, where is my parcel? The tracking has not moved for days."), sender=RELAY)
     [raw] = mail_servers.wait_for_mails(boss, 1, seconds=40)
     request = _read(raw)
     token = re.search(r"\+ok-([a-z2-7]{26})@", str(request["Reply-To"]))
@@ -258,8 +263,8 @@ def test_a_buyer_is_answered_after_the_approvers_ok(
 def test_an_unproved_ok_changes_nothing(mail_servers: MailServers, marketplace: Marketplace, start: ServiceMaker) -> None:
     shop, boss = mail_servers.add_user(), mail_servers.add_user()
     service = start(shop, boss)
-    _wait_for_first_contact(mail_servers, service)
-    mail_servers.deliver(shop, _buyer_mail(5, "Where is my parcel? Tracking shows nothing new since Friday."), sender=RELAY)
+    wait_for_first_contact(service)
+    mail_servers.deliver(shop, buyer_mail(5, "Where is my parcel? Tracking shows nothing new since Friday."), sender=RELAY)
     request = _read(mail_servers.wait_for_mails(boss, 1, seconds=40)[0])
     _answer(mail_servers, boss, request, "OK", proved=False)
     _answer(mail_servers, boss, request, "NO already solved")
@@ -272,8 +277,8 @@ def test_an_unproved_ok_changes_nothing(mail_servers: MailServers, marketplace: 
 def test_kill_and_start_again_answers_once(mail_servers: MailServers, marketplace: Marketplace, start: ServiceMaker) -> None:
     shop, boss = mail_servers.add_user(), mail_servers.add_user()
     service = start(shop, boss)
-    _wait_for_first_contact(mail_servers, service)
-    mail_servers.deliver(shop, _buyer_mail(7, "Where is my parcel? I have been waiting for a week."), sender=RELAY)
+    wait_for_first_contact(service)
+    mail_servers.deliver(shop, buyer_mail(7, "Where is my parcel? I have been waiting for a week."), sender=RELAY)
     request = _read(mail_servers.wait_for_mails(boss, 1, seconds=40)[0])
     service.process.kill()
     service.process.wait()
@@ -288,7 +293,7 @@ def test_kill_and_start_again_answers_once(mail_servers: MailServers, marketplac
 def test_a_second_service_on_the_same_folder_refuses(mail_servers: MailServers, start: ServiceMaker) -> None:
     shop, boss = mail_servers.add_user(), mail_servers.add_user()
     first = start(shop, boss)
-    _wait_for_first_contact(mail_servers, first)
+    wait_for_first_contact(first)
     second = subprocess.run(
         [sys.executable, "-m", "daemon", "run", "--config", str(first.log_file.parent / "config.toml")],
         cwd=ROOT,
