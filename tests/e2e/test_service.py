@@ -50,7 +50,7 @@ class Marketplace:
             self._arrived.notify_all()
         return "250 kept"
 
-    def wait_for(self, count: int, seconds: float = 30) -> None:
+    def wait_for(self, count: int, seconds: float = 90) -> None:
         with self._arrived:
             assert self._arrived.wait_for(lambda: len(self.got) >= count, seconds), f"{len(self.got)} of {count} replies came"
 
@@ -93,14 +93,9 @@ ServiceMaker = Callable[..., Service]
 def start(tmp_path: Path, mail_servers: MailServers) -> Iterator[ServiceMaker]:
     started: list[Service] = []
 
-    def make(
-        shop: User, boss: User, *, spoil: Callable[[str, MailServers], str] | None = None, password: str | None = None
-    ) -> Service:
-        text = configure(tmp_path, mail_servers, shop, boss)
-        if password is not None:
-            (tmp_path / "password").write_text(password + "\n")
+    def make(shop: User, boss: User) -> Service:
         config = tmp_path / "config.toml"
-        config.write_text(spoil(text, mail_servers) if spoil else text)
+        config.write_text(configure(tmp_path, mail_servers, shop, boss))
         started.append(Service(config))
         return started[-1]
 
@@ -209,15 +204,18 @@ def _answer(servers: MailServers, boss: User, request: EmailMessage, text: str, 
         smtp.send_message(reply)
 
 
+def wait_for_line(service: Service, words: str, seconds: float = 90) -> None:
+    """Return once the log has a line with these words."""
+    deadline = time.monotonic() + seconds
+    while words not in service.log_file.read_text():
+        assert service.process.poll() is None, service.log_file.read_text()
+        assert time.monotonic() < deadline, service.log_file.read_text()
+        threading.Event().wait(0.05)
+
+
 def wait_for_first_contact(service: Service) -> None:
     """Mail that is there before the first look is never answered; wait until that look has been had."""
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        assert service.process.poll() is None, service.log_file.read_text()
-        if "folder.baseline" in service.log_file.read_text():
-            return
-        threading.Event().wait(0.05)
-    raise AssertionError("no first contact\n" + service.log_file.read_text())
+    wait_for_line(service, "folder.baseline")
 
 
 def test_a_buyer_is_answered_after_the_approvers_ok(
@@ -229,7 +227,7 @@ def test_a_buyer_is_answered_after_the_approvers_ok(
     wait_for_first_contact(service)
 
     mail_servers.deliver(shop, buyer_mail(2, "Hello, where is my parcel? The tracking has not moved for days."), sender=RELAY)
-    [raw] = mail_servers.wait_for_mails(boss, 1, seconds=40)
+    [raw] = mail_servers.wait_for_mails(boss, 1, seconds=90)
     request = _read(raw)
     token = re.search(r"\+ok-([a-z2-7]{26})@", str(request["Reply-To"]))
     assert token
@@ -240,7 +238,7 @@ def test_a_buyer_is_answered_after_the_approvers_ok(
     assert marketplace.got == []
 
     _answer(mail_servers, boss, request, "OK")
-    marketplace.wait_for(1, 40)
+    marketplace.wait_for(1, 90)
     recipients, reply = marketplace.got[0]
     assert recipients == [RELAY]
     assert reply["In-Reply-To"] == "<m2@email.amazon.co.uk>"
@@ -265,10 +263,10 @@ def test_an_unproved_ok_changes_nothing(mail_servers: MailServers, marketplace: 
     service = start(shop, boss)
     wait_for_first_contact(service)
     mail_servers.deliver(shop, buyer_mail(5, "Where is my parcel? Tracking shows nothing new since Friday."), sender=RELAY)
-    request = _read(mail_servers.wait_for_mails(boss, 1, seconds=40)[0])
+    request = _read(mail_servers.wait_for_mails(boss, 1, seconds=90)[0])
     _answer(mail_servers, boss, request, "OK", proved=False)
     _answer(mail_servers, boss, request, "NO already solved")
-    answer = _read(mail_servers.wait_for_mails(boss, 2, seconds=40)[1])
+    answer = _read(mail_servers.wait_for_mails(boss, 2, seconds=90)[1])
     assert answer["Auto-Submitted"]
     assert service.stop() == 0
     assert marketplace.got == []
@@ -279,12 +277,12 @@ def test_kill_and_start_again_answers_once(mail_servers: MailServers, marketplac
     service = start(shop, boss)
     wait_for_first_contact(service)
     mail_servers.deliver(shop, buyer_mail(7, "Where is my parcel? I have been waiting for a week."), sender=RELAY)
-    request = _read(mail_servers.wait_for_mails(boss, 1, seconds=40)[0])
+    request = _read(mail_servers.wait_for_mails(boss, 1, seconds=90)[0])
     service.process.kill()
     service.process.wait()
     _answer(mail_servers, boss, request, "OK")
     second = start(shop, boss)
-    marketplace.wait_for(1, 40)
+    marketplace.wait_for(1, 90)
     assert second.stop() == 0
     assert len(marketplace.got) == 1
     assert len(mail_servers.mails(boss)) == 2, "one request, one answer"
@@ -305,3 +303,19 @@ def test_a_second_service_on_the_same_folder_refuses(mail_servers: MailServers, 
     assert second.returncode == 1
     assert "another Postsale is running" in second.stderr
     assert first.stop() == 0
+
+
+def test_mail_that_came_while_the_server_was_away_is_taken_in_afterwards(
+    mail_servers: MailServers, start: ServiceMaker
+) -> None:
+    shop, boss = mail_servers.add_user(), mail_servers.add_user()
+    service = start(shop, boss)
+    wait_for_first_contact(service)
+    mail_servers.stop_dovecot()
+    try:
+        wait_for_line(service, "mailbox.unreachable")
+    finally:
+        mail_servers.start_dovecot()
+    mail_servers.deliver(shop, buyer_mail(31, "Where is my parcel? Nothing has moved for a week."))
+    mail_servers.wait_for_mails(boss, 1, seconds=90)
+    assert service.stop() == 0
