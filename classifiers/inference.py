@@ -57,6 +57,7 @@ class Head(NamedTuple):
     second: float  # least probability of a second label
     languages: tuple[str, ...]
     cues: dict[str, Any]
+    expected: float = 0.0  # share of labels that were right out of fold, abstained ones included
 
 
 class Model:

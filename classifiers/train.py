@@ -424,6 +424,7 @@ def fit_abstention(
         "known": least_known,
         "margin": LEAST_MARGIN,
         "second": fit_second(sums, labels, examples),
+        "expected": float(right.mean()),
     }
 
 

@@ -262,6 +262,7 @@ class App:
             token_ends=self._token_ends,
             post=post_json,
             on_notice=self.wake_senders,
+            expected=lambda: self.judge.mind.model.head.expected,
         )
         tasks = (Task("orders", self._refresh_orders, every=REPORTS_EVERY), *approvals.tasks(), *care.tasks())
         self.upkeep = Upkeep(tasks=tasks, clock=clock, next_due=approvals.next_due)

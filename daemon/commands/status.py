@@ -70,7 +70,7 @@ def _with_mailbox(given: Path | None, mailbox: str | None) -> Config:
 
 def _collect(config: Config, database: Any) -> dict[str, Any]:
     """Everything that status shows, as plain values."""
-    from daemon.store import reports, settings
+    from daemon.store import labelling, reports, settings
 
     now = SystemClock().now()
     view = database.read_now(reports.overview)
@@ -80,6 +80,7 @@ def _collect(config: Config, database: Any) -> dict[str, Any]:
     stopped = {m.name: database.read_now(lambda c, m=m: settings.paused(c, m.name)) for m in config.mailboxes}
     content["paused"] = {name: {"by": p.by, "at": p.at} for name, p in stopped.items() if p}
     content["tokens"] = _token_ages(config, now)
+    content["labelling"] = asdict(database.read_now(lambda c: labelling.labelling(c, now=now)))
     plain: dict[str, Any] = json.loads(json.dumps(content, default=_iso))
     return plain
 
@@ -130,7 +131,19 @@ def _show(content: dict[str, Any]) -> None:
     for name, subject, raised_at in content["alarms"]:
         say(f"ALARM       {name} {subject} since {_ago(raised_at, now)}")
     say(f"model       {content['model_version'] or '-'}")
+    _show_labelling(content["labelling"])
     say(f"playbook    {content['playbook_version'] or '-'}")
+
+
+def _show_labelling(seen: dict[str, Any]) -> None:
+    """What the model did in the last days."""
+    labelled = sum(seen["volumes"].values())
+    if not labelled:
+        return
+    volumes = ", ".join(f"{n} {label}" for label, n in sorted(seen["volumes"].items()))
+    say(f"            in 30 days {labelled} labelled: {volumes}")
+    corrected = f"; staff corrected {seen['corrected']} of {seen['decided']}" if seen["decided"] else ""
+    say(f"            {seen['abstained'] / labelled:.0%} left to people{corrected}")
 
 
 def _ago(moment: str | None, now: datetime) -> str:

@@ -81,6 +81,9 @@ class Place:
         if not path.is_dir():
             raise ModelRefused(f"{name}: is no version in {self.folder}, no folder, not live and not shipped")
         root = path.parent.parent if (path / MANIFEST_FILE).exists() else path
+        if root == path and not (root / LIVE_FILE).exists() and (root / VERSIONS).is_dir():
+            sys.stderr.write(f"postsale: {name}: no model is promoted there, so the shipped one is in force\n")
+            return self.open("shipped")
         beside = (root / artifact.KEY_FILE).exists()
         return load(path, key=artifact.signing_key(root) if beside else self.key()), path
 

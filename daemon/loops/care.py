@@ -23,7 +23,7 @@ from daemon.loops import staff
 from daemon.loops.staff import Desk
 from daemon.loops.upkeep import Task
 from daemon.steps.approval.notices import Reader, Rendered, seal, to_html
-from daemon.store import alarms, forgetting, outbox, reports, settings
+from daemon.store import alarms, forgetting, labelling, outbox, reports, settings
 from daemon.store.alarms import Alarm
 from daemon.vocab import DeliveryKind, Outgoing
 
@@ -55,9 +55,12 @@ class Care:
         token_ends: Callable[[], Mapping[str, datetime | None]],
         post: Callable[[str, Mapping[str, Any]], None],
         on_notice: Callable[[], None],
+        expected: Callable[[], float] = lambda: 0.0,
     ) -> None:
         """``troubles``: mailbox → why its account is left alone for a while; ``orders``: why order sources
-        cannot be asked; ``token_ends``: of OAuth2 sign-ins."""
+        cannot be asked; ``token_ends``: of OAuth2 sign-ins;
+        ``expected``: share of labels that the model in force should get right, 0 when nobody knows."""
+        self._expected = expected
         self._desk = desk
         self._config: Config = desk.config
         self._db = desk.database
@@ -131,10 +134,21 @@ class Care:
         for mailbox, ends in self._token_ends().items():
             if ends is None or ends <= now:
                 seen.append(("token_expired", mailbox, f"the OAuth2 sign-in has ended; run: postsale login {mailbox}"))
+        seen += self._drift(await self._db.read(lambda c: labelling.labelling(c, now=now)))
         free = shutil.disk_usage(self._config.service.data_dir).free // 1_000_000
         if free < self._config.alarms.disk_free_mb:
             seen.append(("disk_low", "", f"{free} MB are free where the data lies"))
         return seen
+
+    def _drift(self, work: labelling.Labelling) -> Seen:
+        expected = self._expected()
+        if not work.drifted(expected):
+            return []
+        share = work.corrected / work.decided
+        told = (
+            f"staff corrected {share:.0%} of {work.decided} labels, {1 - expected:.0%} were to be expected; run: postsale train"
+        )
+        return [("model_drift", str(work.model_version), told)]
 
     def _mailboxes(self, view: reports.Overview, usual: Mapping[str, float], now: datetime) -> Seen:
         limit = timedelta(minutes=self._config.alarms.no_poll_minutes)

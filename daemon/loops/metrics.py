@@ -10,7 +10,7 @@ from prometheus_client.registry import Collector
 
 from daemon.clock import Clock
 from daemon.loops.loop import Loop
-from daemon.store import reports
+from daemon.store import labelling, reports
 from daemon.store.db import Database
 from daemon.vocab import CaseState
 
@@ -60,6 +60,7 @@ class Metrics(Collector):
             "Age of the oldest open case.",
             value=(now - view.oldest.received_at).total_seconds() if view.oldest else 0.0,
         )
+        yield from _labelling(self._database.read_now(lambda c: labelling.labelling(c, now=now)))
         alarms = GaugeMetricFamily("postsale_alarms", "Alarms that are on, by name.", labels=["name"])
         names = [name for name, _, _ in view.alarms]
         for name in sorted(set(names)):
@@ -69,3 +70,19 @@ class Metrics(Collector):
         for number, loop in enumerate(self._loops()):
             healthy.add_metric([f"{loop.name}-{number}"], float(loop.healthy))
         yield healthy
+
+
+def _labelling(seen: labelling.Labelling) -> Iterator[Metric]:
+    """What the model in force did in the last 30 days."""
+    volumes = GaugeMetricFamily("postsale_labelled", "Messages of the last 30 days by label.", labels=["label"])
+    for label, count in sorted(seen.volumes.items()):
+        volumes.add_metric([label], count)
+    yield volumes
+    labelled = seen.labelled
+    yield GaugeMetricFamily(
+        "postsale_abstained_share",
+        "Share of these messages that the model left to people.",
+        value=seen.abstained / labelled if labelled else 0.0,
+    )
+    yield GaugeMetricFamily("postsale_labels_decided", "Labels of these that staff confirmed or changed.", value=seen.decided)
+    yield GaugeMetricFamily("postsale_labels_corrected", "Labels of these that staff changed.", value=seen.corrected)
