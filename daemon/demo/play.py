@@ -39,7 +39,7 @@ from daemon.store.reports import CaseView
 from daemon.vocab import CaseState
 
 #: Longest the whole play may take.
-PLAY_SECONDS = 60.0
+PLAY_SECONDS = 100.0
 #: The stage is quiet when nothing has changed for so long.
 QUIET_SECONDS = 2.0
 _MOVING = {CaseState.RECEIVED, CaseState.QUEUED, CaseState.SENDING}

@@ -73,7 +73,7 @@ def test_a_configuration_brings_orders_and_who_is_proved(mail: Path, shop: Path)
     _, [without], _ = _explain(str(mail))
     assert (without["facts"], without["draft"]) == (None, None)
     status, [record], errors = _explain("--config", str(shop), "--now", "2026-11-02T10:00:00+00:00", str(mail))
-    assert status == 0, errors
+    assert (status, record["error"]) == (0, None), errors
     assert record["facts"]["state"] == "shipped"
     assert "JJD000390011223344556" in record["draft"]["body"]
     assert record["decision"]["mode"] == "send"
