@@ -17,7 +17,8 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, and_, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, and_, bindparam, func, insert, or_, select, update
+from sqlalchemy import case as sql_case
 
 from daemon.store import folders, outbox, threads
 from daemon.store.dialect import insert_one_new, locked, serialise, upsert
@@ -319,41 +320,49 @@ def _column_length(name: str) -> int:
 
 
 def _twin(connection: Connection, case_id: int, mailbox: str, content_key: str) -> int | None:
-    twin: int | None = connection.execute(
-        select(func.min(cases.c.id)).where(
-            cases.c.mailbox == mailbox,
-            cases.c.content_key == content_key,
-            cases.c.id != case_id,
-            cases.c.duplicate_of.is_(None),
-        )
-    ).scalar_one()
+    asked = {"mailbox": mailbox, "key": content_key, "case": case_id}
+    twin: int | None = connection.execute(_TWIN, asked).scalar_one()
     return twin
+
+
+_TWIN = select(func.min(cases.c.id)).where(
+    cases.c.mailbox == bindparam("mailbox"),
+    cases.c.content_key == bindparam("key"),
+    cases.c.id != bindparam("case"),
+    cases.c.duplicate_of.is_(None),
+)
 
 
 def _message_id_is_taken(connection: Connection, case_id: int, mailbox: str, what: Understood) -> bool:
     if what.message_id is None:
         return False
-    found = connection.execute(
-        select(cases.c.id)
-        .where(
-            cases.c.mailbox == mailbox,
-            cases.c.message_id == what.message_id,
-            cases.c.id != case_id,
-            cases.c.content_key.is_not(None),
-            cases.c.content_key != what.content_key,
-        )
-        .limit(1)
+    asked = {"mailbox": mailbox, "message": what.message_id, "key": what.content_key, "case": case_id}
+    return connection.execute(_SAME_MESSAGE_ID, asked).first() is not None
+
+
+_SAME_MESSAGE_ID = (
+    select(cases.c.id)
+    .where(
+        cases.c.mailbox == bindparam("mailbox"),
+        cases.c.message_id == bindparam("message"),
+        cases.c.id != bindparam("case"),
+        cases.c.content_key.is_not(None),
+        cases.c.content_key != bindparam("key"),
     )
-    return found.first() is not None
+    .limit(1)
+)
 
 
 def _deadline(connection: Connection, case_id: int, thread_id: int, own: datetime) -> datetime:
-    earliest: datetime | None = connection.execute(
-        select(func.min(cases.c.deadline_at)).where(
-            cases.c.thread_id == thread_id, cases.c.id != case_id, cases.c.state.in_([s.value for s in OPEN_STATES])
-        )
-    ).scalar_one()
+    earliest: datetime | None = connection.execute(_EARLIEST, {"thread": thread_id, "case": case_id}).scalar_one()
     return min(own, earliest) if earliest is not None else own
+
+
+_EARLIEST = select(func.min(cases.c.deadline_at)).where(
+    cases.c.thread_id == bindparam("thread"),
+    cases.c.id != bindparam("case"),
+    cases.c.state.in_([s.value for s in OPEN_STATES]),
+)
 
 
 def history(
@@ -361,52 +370,74 @@ def history(
 ) -> History:
     """Earlier traffic with a writer and in a thread; ``before`` is the case that is being looked at."""
     sender = sender.lower()
-    day, hour = now - timedelta(hours=24), now - timedelta(hours=1)
-    box = outbox_table.c
-    ours = (
-        box.mailbox == mailbox,
-        box.kind == DeliveryKind.BUYER_REPLY.value,
-        box.state.not_in([DeliveryState.CANCELLED.value, DeliveryState.FAILED.value]),
-    )
-
-    def count(*where: Any) -> int:
-        found: int = connection.execute(select(func.count()).select_from(outbox_table).where(*ours, *where)).scalar_one()
-        return found
-
-    to_sender = (func.lower(box.recipient) == sender, box.created_at > day)
-    in_thread = select(cases.c.id).where(cases.c.thread_id == thread_id)
-    earlier = [cases.c.thread_id == thread_id, cases.c.duplicate_of.is_(None)]
-    if before is not None:
-        earlier.append(cases.c.id < before)
+    asked = {
+        "mailbox": mailbox,
+        "sender": sender,
+        "thread": thread_id,
+        "before": _PAST_ALL if before is None else before,
+        "hour": now - timedelta(hours=1),
+        "day": now - timedelta(hours=24),
+        "three_days": now - timedelta(hours=72),
+    }
+    to_sender = connection.execute(_TO_SENDER, asked).one() if sender else None
+    in_thread = connection.execute(_IN_THREAD, asked).all()
+    thread = connection.execute(_THREAD, asked).all()
+    last_hour = connection.execute(_LAST_HOUR, asked).all()
     return History(
-        replies_to_address_24h=count(*to_sender) if sender else 0,
-        auto_replies_to_address_24h=count(*to_sender, box.automatic.is_(True)) if sender else 0,
-        replies_in_thread_72h=count(box.case_id.in_(in_thread), box.created_at > now - timedelta(hours=72)),
-        replies_last_hour=count(box.created_at > hour),
-        mails_from_address_24h=connection.execute(
-            select(func.count())
-            .select_from(cases)
-            .where(cases.c.mailbox == mailbox, cases.c.sender == sender, cases.c.received_at > day)
-        ).scalar_one(),
-        earlier_in_thread=connection.execute(select(func.count()).select_from(cases).where(*earlier)).scalar_one(),
-        templates_used_in_thread=tuple(
-            connection.execute(
-                select(box.template).distinct().where(*ours, box.case_id.in_(in_thread), box.template.is_not(None))
-            ).scalars()
-        ),
-        thread_order_ids=tuple(
-            connection.execute(
-                select(cases.c.order_id).distinct().where(cases.c.thread_id == thread_id, cases.c.order_id.is_not(None))
-            ).scalars()
-        ),
-        template_uses_last_hour=_template_uses(connection, ours, hour),
+        replies_to_address_24h=to_sender.replies if to_sender else 0,
+        auto_replies_to_address_24h=to_sender.automatic if to_sender else 0,
+        replies_in_thread_72h=sum(row.lately for row in in_thread),
+        replies_last_hour=sum(row.uses for row in last_hour),
+        mails_from_address_24h=connection.execute(_FROM_SENDER, asked).scalar_one(),
+        earlier_in_thread=sum(row.earlier for row in thread),
+        templates_used_in_thread=tuple(row.template for row in in_thread if row.template is not None),
+        thread_order_ids=tuple(row.order_id for row in thread if row.order_id is not None),
+        template_uses_last_hour={row.template: row.uses for row in last_hour if row.template is not None},
     )
 
 
-def _template_uses(connection: Connection, ours: Sequence[Any], since: datetime) -> dict[str, int]:
-    box = outbox_table.c
-    query = select(box.template, func.count().label("uses")).where(*ours, box.created_at > since, box.template.is_not(None))
-    return {row.template: row.uses for row in connection.execute(query.group_by(box.template))}
+#: Greater than any id.
+_PAST_ALL = 2**62
+_box = outbox_table.c
+_OURS = (
+    _box.mailbox == bindparam("mailbox"),
+    _box.kind == DeliveryKind.BUYER_REPLY.value,
+    _box.state.not_in([DeliveryState.CANCELLED.value, DeliveryState.FAILED.value]),
+)
+
+
+def _number(condition: ColumnElement[bool]) -> ColumnElement[int]:
+    """How many rows of a group meet a condition."""
+    return func.coalesce(func.sum(sql_case((condition, 1), else_=0)), 0)
+
+
+# Made once: these run for every message, and putting a statement together costs more than running it.
+_TO_SENDER = select(func.count().label("replies"), _number(_box.automatic.is_(True)).label("automatic")).where(
+    *_OURS, func.lower(_box.recipient) == bindparam("sender"), _box.created_at > bindparam("day")
+)
+_IN_THREAD = (
+    select(_box.template, _number(_box.created_at > bindparam("three_days")).label("lately"))
+    .where(*_OURS, _box.case_id.in_(select(cases.c.id).where(cases.c.thread_id == bindparam("thread"))))
+    .group_by(_box.template)
+)
+_LAST_HOUR = (
+    select(_box.template, func.count().label("uses")).where(*_OURS, _box.created_at > bindparam("hour")).group_by(_box.template)
+)
+_THREAD = (
+    select(
+        cases.c.order_id,
+        _number(and_(cases.c.duplicate_of.is_(None), cases.c.id < bindparam("before"))).label("earlier"),
+    )
+    .where(cases.c.thread_id == bindparam("thread"))
+    .group_by(cases.c.order_id)
+)
+_FROM_SENDER = (
+    select(func.count())
+    .select_from(cases)
+    .where(
+        cases.c.mailbox == bindparam("mailbox"), cases.c.sender == bindparam("sender"), cases.c.received_at > bindparam("day")
+    )
+)
 
 
 def open_in_thread(connection: Connection, thread_id: int, *, before: int) -> list[tuple[int, CaseState]]:

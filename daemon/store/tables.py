@@ -273,6 +273,7 @@ Index("ix_outbox_state_not_before", outbox.c.state, outbox.c.not_before)
 Index("ix_outbox_mailbox_recipient", outbox.c.mailbox, outbox.c.recipient, outbox.c.created_at)
 Index("ix_outbox_case_id", outbox.c.case_id)
 Index("ix_outbox_mailbox_transmitted_at", outbox.c.mailbox, outbox.c.transmitted_at)
+Index("ix_outbox_mailbox_created_at", outbox.c.mailbox, outbox.c.created_at)
 
 attempts = Table(
     "attempts",

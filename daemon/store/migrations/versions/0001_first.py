@@ -252,6 +252,7 @@ def upgrade() -> None:
         sa.UniqueConstraint("message_id", name=op.f("uq_outbox_message_id")),
     )
     op.create_index("ix_outbox_case_id", "outbox", ["case_id"], unique=False)
+    op.create_index("ix_outbox_mailbox_created_at", "outbox", ["mailbox", "created_at"], unique=False)
     op.create_index("ix_outbox_mailbox_recipient", "outbox", ["mailbox", "recipient", "created_at"], unique=False)
     op.create_index("ix_outbox_mailbox_transmitted_at", "outbox", ["mailbox", "transmitted_at"], unique=False)
     op.create_index("ix_outbox_state_not_before", "outbox", ["state", "not_before"], unique=False)
