@@ -22,6 +22,9 @@ for unit in postsale.service postsale-train.service postsale-train.timer; do
     chmod 644 "$root/etc/systemd/system/$unit"
 done
 
+# systemd takes these over at the first start; they are there before so that `postsale check` finds them.
+[ -e "$root/var/lib/postsale" ] || mkdir -p -m 700 "$root/var/lib/postsale/orders" "$root/var/lib/postsale/models"
+
 if [ ! -e "$root/etc/postsale/config.toml" ]; then
     "$root$prefix/bin/postsale" init --system "$root/etc/postsale"
 else

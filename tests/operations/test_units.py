@@ -106,4 +106,5 @@ def test_installing_puts_units_program_and_configuration_in_place(tmp_path: Path
     assert 'password_credential = "shop.password"' in config
     assert 'data_dir = "/var/lib/postsale"' in config
     assert (root / "etc/postsale/secrets").stat().st_mode & 0o777 == 0o700
+    assert (root / "var/lib/postsale/orders").is_dir()
     assert "is kept as it is" in done.stdout
