@@ -7,7 +7,9 @@ import os
 import platform
 import pwd
 import re
+import resource
 import subprocess
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,13 +113,12 @@ def tree(pid: int) -> list[int]:
     return found
 
 
-def timed(command: Sequence[str], **options: object) -> tuple[float, float]:
-    """Run a command to its end; returns (wall seconds, processor seconds). CalledProcessError when it fails."""
-    import resource
-    import time
-
+def timed(command: Sequence[str], *, user: str | None = None) -> tuple[float, float]:
+    """Run a command to its end; returns (wall seconds, processor seconds). RuntimeError when it fails."""
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **options)  # type: ignore[call-overload]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, user=user, group=user, cwd="/")
+    if done.returncode:
+        raise RuntimeError(f"{command[0]} ended with {done.returncode}: {done.stdout[-500:]}{done.stderr[-500:]}")
     wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
     return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
