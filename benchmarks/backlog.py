@@ -320,7 +320,7 @@ def report(result: dict[str, object]) -> str:
     return (
         f"{bench.machine()}; load of the last minute at the end {result['load']}. {count:,} mails,"
         f" {int(str(result['bytes'])) / 1e6:.1f} MB, median {int(str(result['median_bytes'])) / 1000:.1f} KB; getmail fetched"
-        f" {few:,} of them. Medians of {len(ours)} runs, {result['workers']} workers.\n\n"
+        f" {few:,} of them. Medians of {len(ours)} run(s), {result['workers']} workers.\n\n"
         + bench.table(("", "mails/s", "client CPU µs/mail", "our wall time, times theirs"), rows)
         + f"\n\nRuns of the service: {each}. Outcomes of the last: {outcomes}.\n"
         f"Start to READY {median(r['start'] for r in ours):.2f} s. Memory of all its processes (shared pages once): idle"
@@ -350,7 +350,7 @@ def main() -> int:
         return 1
     figures, slowest = profile(list(corpus.mails(min(asked.mails, 500), seed=21)))
     text = (
-        f"`python benchmarks/backlog.py --mails {asked.mails} --runs {asked.runs}`\n\n{report(result)}\n"
+        f"`python benchmarks/backlog.py --mails {asked.mails} --getmail-mails {result['getmail_mails']} --runs {asked.runs} --page`\n\n{report(result)}\n"
         f"Processor time of the two thinking steps, alone: {', '.join(f'{name} {ms:.2f} ms' for name, ms in figures)} per mail."
         f" Where {figures[0][0]} spends it:\n\n```\n{slowest}\n```\n"
     )
