@@ -39,6 +39,8 @@ Floats = NDArray[np.float64]
 
 #: Weight of each block after it was brought to length 1.
 BLOCK_WEIGHTS = {"words": 1.0, "chars": 1.0, "subject_words": 0.4, "subject_chars": 0.4, "cues": 0.4}
+#: Blocks whose terms contain each other, so that many say the same.
+NESTED_BLOCKS = frozenset({"chars", "subject_chars"})
 REGULARISATION = 1.0
 #: Share of the machines that know only top labels in the score of a class.
 TOP_SHARE = 0.7
@@ -87,11 +89,24 @@ class Space:
             terms = sorted(t for t, n in df.items() if n >= min_df)
             if terms:
                 self.vocabulary[block] = {t: at for at, t in enumerate(terms)}
+            if terms and block in NESTED_BLOCKS:
+                self.vocabulary[block] = {t: at for at, t in enumerate(self.distinct(analyses, block))}
         for block in self.vocabulary:
             transformer = TfidfTransformer(sublinear_tf=True)
             transformer.fit(self.counts(analyses, block))
             transformer.idf_ = transformer.idf_.astype(np.float32).astype(np.float64)
             self.transformers[block] = transformer
+
+    def distinct(self, analyses: Sequence[Analysis], block: str) -> list[str]:
+        """The terms of a block, of those that occur in exactly the same places only the shortest, which fits most new words."""
+        columns = self.counts(analyses, block).tocsc()
+        kept: dict[bytes, str] = {}
+        for term, at in self.vocabulary[block].items():
+            part = slice(columns.indptr[at], columns.indptr[at + 1])
+            places = columns.indices[part].tobytes() + columns.data[part].tobytes()
+            if places not in kept or len(term) < len(kept[places]):
+                kept[places] = term
+        return sorted(kept.values())
 
     def counts(self, analyses: Sequence[Analysis], block: str) -> sp.csr_matrix:
         """Raw term counts of one block."""
