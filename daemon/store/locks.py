@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from sqlalchemy import Connection, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from daemon.errors import Transient
 from daemon.store.db import Database
@@ -45,7 +45,7 @@ class Lock:
             return False
         try:
             self._connection.execute(text("SELECT 1"))
-        except DBAPIError:
+        except SQLAlchemyError:
             self.release()
             return False
         return True
@@ -57,7 +57,7 @@ class Lock:
             self._handle = None
         if self._connection is not None:
             connection, self._connection = self._connection, None
-            with suppress(DBAPIError):  # a dead session has no lock any more
+            with suppress(SQLAlchemyError):  # a dead session has no lock any more
                 connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": self._key})
             connection.invalidate()  # ends the session, and with it the lock in any case
             connection.close()
