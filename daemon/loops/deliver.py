@@ -34,8 +34,8 @@ from daemon.store.outbox import Delivery, Traffic
 from daemon.store.transitions import StaleMove
 from daemon.vocab import CaseState, DeliveryKind
 
-#: A wall clock further back than this behind the store's newest entry is not trusted with sending.
-CLOCK_TOLERANCE = timedelta(minutes=5)
+#: For how long nothing is sent once the wall clock is well behind the store's newest entry; then it counts as mended.
+CLOCK_DISTRUST_SECONDS = 600.0
 #: How long after acceptance a copy is looked for in Sent; servers that keep one need a moment.
 COPY_AFTER = timedelta(seconds=30)
 COPY_EVERY_SECONDS = 30.0
@@ -115,6 +115,7 @@ class Deliver(Loop):
         self._try_at = 0.0  # monotonic; the account is left alone until then
         self._copies_at = 0.0
         self._not_before: dict[int, float] = {}  # undo windows by the clock that no one can set
+        self._set_back_since: float | None = None
         self._stopping = False
 
     # ------------------------------------------------------------------ life
@@ -159,9 +160,7 @@ class Deliver(Loop):
             if not self._recovered:
                 await self._recover()
             now = self.clock.now()
-            newest = await self._database.read(outbox.newest_write)
-            if newest is not None and now < newest - CLOCK_TOLERANCE:
-                _logger.error("clock.set_back", mailbox=self.mailbox, behind_seconds=round((newest - now).total_seconds()))
+            if await self._clock_was_set_back(now):
                 return Pace(0, 30)
             done = await self._look_for_evidence(now)
             done += await self._copy_to_sent(now)
@@ -171,6 +170,17 @@ class Deliver(Loop):
             self._recovered = False  # a commit whose answer was lost may have claimed a row that nobody sends
             _logger.warning("delivery.postponed", mailbox=self.mailbox, problem=str(error))
             return Pace(0, 5)
+
+    async def _clock_was_set_back(self, now: datetime) -> bool:
+        """Whether the wall clock is behind what the store has seen, and has not been so for long enough to be right."""
+        newest = await self._database.read(outbox.newest_write)
+        if newest is None or now >= newest - outbox.CLOCK_TOLERANCE:
+            self._set_back_since = None
+            return False
+        if self._set_back_since is None:
+            self._set_back_since = self.clock.monotonic()
+            _logger.error("clock.set_back", mailbox=self.mailbox, behind_seconds=round((newest - now).total_seconds()))
+        return self.clock.monotonic() - self._set_back_since < CLOCK_DISTRUST_SECONDS
 
     async def _recover(self) -> None:
         queued, uncertain = await self._write(

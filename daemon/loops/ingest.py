@@ -42,6 +42,8 @@ IDLE_SLICE_SECONDS = 60.0
 #: IDLE failures in a row after which polling has to do, until the next connection that holds.
 IDLE_TRIES = 3
 LOCK_RETRY_SECONDS = 5.0
+#: Least wait when the server says that something is wrong with the account or the folder.
+ACCOUNT_TROUBLE_SECONDS = 15.0
 
 _logger = log.get(__name__)
 
@@ -295,7 +297,7 @@ class Ingest(Loop):
         if isinstance(error, SignInRefused | NeedsHuman):
             wait = self._sign_in_pause.total_seconds()  # more tries lock the account
         elif isinstance(error, AccountTrouble):
-            wait = max(wait, 30.0)
+            wait = max(wait, ACCOUNT_TROUBLE_SECONDS)
         elif isinstance(error, Transient) and error.retry_after is not None:
             wait = max(wait, error.retry_after)
         self._try_at = self.clock.monotonic() + wait

@@ -147,7 +147,9 @@ def claim(
     """Take up to ``limit`` cases that want to be read, oldest first; returns them with their bytes.
 
     The attempt is counted here, before anybody reads the bytes. A case that
-    was tried ``max_attempts`` times without an outcome becomes broken. A lease
+    was tried ``max_attempts`` times without an outcome becomes broken; one
+    that was tried before comes alone, so that what kills its reader is not
+    blamed on its neighbours. A lease
     that runs longer than anybody gives is from a clock that has since been
     set back, and counts as ended.
     """
@@ -157,14 +159,14 @@ def claim(
         and_(cases.c.state == CaseState.DEFERRED.value, cases.c.due_at <= now),
     )
     wanted = select(cases.c.id, cases.c.state, cases.c.attempts).where(due, free).order_by(cases.c.id).limit(limit)
-    taken: list[int] = []
-    for row in connection.execute(locked(connection, wanted)).all():
-        if row.attempts >= max_attempts:
-            move_case(
-                connection, row.id, CaseState(row.state), CaseState.BROKEN, reason="too_many_attempts", actor=ACTOR, now=now
-            )
-        else:
-            taken.append(row.id)
+    rows = connection.execute(locked(connection, wanted)).all()
+    hopeless = [row for row in rows if row.attempts >= max_attempts]
+    for row in hopeless:
+        move_case(connection, row.id, CaseState(row.state), CaseState.BROKEN, reason="too_many_attempts", actor=ACTOR, now=now)
+    if hopeless:  # whatever they kept from being seen comes now
+        return claim(connection, worker=worker, limit=limit, lease=lease, max_attempts=max_attempts, now=now)
+    suspects = [row for row in rows if row.attempts > 0]
+    taken = [row.id for row in suspects[:1] or rows]
     if not taken:
         return []
     connection.execute(

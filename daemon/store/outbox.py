@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import Connection, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, func, insert, not_, or_, select, update
 
 from daemon.clock import DELIVERY_BACKOFF_SECONDS, RECONNECT_BACKOFF_SECONDS, backoff
 from daemon.errors import PostsaleError
@@ -30,6 +30,9 @@ ACTOR = "postsale"
 
 #: Minutes after a delivery became uncertain at which evidence is looked for.
 EVIDENCE_MINUTES: Sequence[float] = (0.1, 1, 2, 5, 10, 20, 30, 60, 120, 240)
+
+#: Entries further ahead than this were written under a clock that has since been set back: their waits mean nothing.
+CLOCK_TOLERANCE = timedelta(minutes=5)
 
 #: Tries after which a mail whose connection is cut each time waits as long as one that the server puts off.
 _QUICK_TRIES = 4
@@ -184,11 +187,15 @@ def due(connection: Connection, mailbox: str, *, now: datetime, limit: int = 50)
         connection,
         outbox.c.mailbox == mailbox,
         outbox.c.state == DeliveryState.QUEUED.value,
-        outbox.c.not_before <= now,
+        _is_due(now),
         outbox.c.kind.in_(kinds),
         order=(outbox.c.kind.desc(), outbox.c.not_before, outbox.c.id),
         limit=limit,
     )
+
+
+def _is_due(now: datetime) -> ColumnElement[bool]:
+    return or_(outbox.c.not_before <= now, outbox.c.updated_at > now + CLOCK_TOLERANCE)
 
 
 def next_due(connection: Connection, mailbox: str) -> datetime | None:
@@ -207,7 +214,7 @@ def waiting(connection: Connection, mailbox: str, *, now: datetime) -> dict[int,
             outbox.c.mailbox == mailbox,
             outbox.c.state == DeliveryState.QUEUED.value,
             outbox.c.attempts == 0,
-            outbox.c.not_before > now,
+            not_(_is_due(now)),
         )
     )
     return {row.id: row.not_before for row in rows}
@@ -226,7 +233,7 @@ def claim(connection: Connection, delivery_id: int, *, boot_id: str, now: dateti
     in the meantime.
     """
     row = _one(connection, delivery_id)
-    if row.not_before > now:
+    if not connection.execute(select(outbox.c.id).where(outbox.c.id == delivery_id, _is_due(now))).first():
         raise StaleMove(f"delivery {delivery_id} is not due")
     if row.kind is DeliveryKind.BUYER_REPLY and settings.paused(connection, row.mailbox) is not None:
         raise StaleMove("sending is paused")
@@ -408,7 +415,7 @@ def uncertain_due(connection: Connection, mailbox: str, *, now: datetime) -> lis
         connection,
         outbox.c.mailbox == mailbox,
         outbox.c.state == DeliveryState.UNCERTAIN.value,
-        outbox.c.not_before <= now,
+        _is_due(now),
         order=(outbox.c.not_before,),
     )
 

@@ -63,6 +63,7 @@ class FakeSmtp(Server):
         self.commands: list[bytes] = []
         self.takes_before_fault = takes_before_fault
         self.on_step: Callable[[str], None] | None = None
+        self.on_taken: Callable[[Taken], None] | None = None
         self.mechanisms = "PLAIN LOGIN CRAM-MD5 XOAUTH2"
         self.token: str | None = None
         self._context = context
@@ -163,6 +164,8 @@ class FakeSmtp(Server):
         if not refuses and (not struck_here or self.takes_before_fault or (fault and fault.kind is Kind.SPLIT)):
             with self._guard:
                 self.taken.append(taken)
+            if self.on_taken is not None:
+                self.on_taken(taken)
             self._step("taken")
         wire.answer("dot", b"250 2.0.0 queued\r\n", failure=_NEGATIVE)
         self._step("answered")

@@ -146,6 +146,21 @@ async def test_a_clock_set_back_stops_sending(database: Database, clock: FixedCl
         assert await state.loop.run_until_idle() == 1
 
 
+async def test_a_clock_that_ran_ahead_for_a_while_holds_nothing_up_for_long(
+    database: Database, clock: FixedClock, smtp: FakeSmtp
+) -> None:
+    clock.jump(timedelta(days=1))
+    database.write_now(lambda c: queue_reply(c, 1, clock.now(), not_before=clock.now() + timedelta(seconds=90)))
+    clock.jump(timedelta(days=-1))
+    async with sending(database, clock, smtp) as state:
+        await state.loop.run_until_idle()
+        clock.advance(timedelta(minutes=9))
+        await state.loop.run_until_idle()
+        assert smtp.taken == []
+        clock.advance(timedelta(minutes=2))
+        assert await state.loop.run_until_idle() == 1
+
+
 async def test_pause_holds_replies_and_lets_notices_go(database: Database, clock: FixedClock, smtp: FakeSmtp) -> None:
     database.write_now(lambda c: queue_reply(c, 1, clock.now()))
     notice = outgoing(None, recipient="ann@example.test", kind=DeliveryKind.STAFF_NOTICE)

@@ -93,6 +93,29 @@ def test_a_message_that_kills_its_reader_is_set_aside_and_can_be_released(databa
     assert claimed.attempts == 1
 
 
+def test_only_the_message_that_kills_its_reader_is_blamed(database: Database, now: datetime) -> None:
+    ids = [database.write_now(lambda c, u=u: store_case(c, u, now)) for u in range(1, 7)]
+    killer = ids[3]
+
+    def life(c):  # type: ignore[no-untyped-def]
+        """Claim and settle until the killer is among the claimed: then nothing is settled."""
+        cases.forget_leases(c, workers_like="here:")
+        while True:
+            claimed = cases.claim(c, worker=WORKER, limit=4, lease=LEASE, max_attempts=3, now=now)
+            if not claimed or killer in [one.case_id for one in claimed]:
+                return bool(claimed)
+            for one in claimed:
+                what = cases.Settlement(one.case_id, one.state, CaseState.HUMAN, "x")
+                cases.settle(c, what, worker=WORKER, now=now)
+
+    lives = 1
+    while database.write_now(life):
+        lives += 1
+    states = database.read_now(lambda c: {r.id: r.state for r in c.execute(select(table.c.id, table.c.state))})
+    assert states == {one: "broken" if one == killer else "human" for one in ids}
+    assert lives == 4
+
+
 def test_a_clock_set_back_does_not_lock_cases_away(database: Database, now: datetime) -> None:
     database.write_now(lambda c: store_case(c, 1, now))
     take = {"limit": 1, "lease": LEASE, "max_attempts": 3}
