@@ -6,6 +6,7 @@ only when there is something to do, since every start comes through here.
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 #: The newest revision; a test compares it with the files.
 HEAD = "0001"
+
+#: Alembic's context is one for the whole process.
+_ONE_AT_A_TIME = threading.Lock()
 
 #: Number of PostgreSQL's advisory lock for the length of a migration.
 _LOCK = 0x706F7374
@@ -53,7 +57,8 @@ def upgrade_on(connection: Connection) -> bool:
             f"the database's schema is at revision {present}, which this version does not know; install the newer one"
         )
     config.attributes["connection"] = connection
-    command.upgrade(config, HEAD)
+    with _ONE_AT_A_TIME:
+        command.upgrade(config, HEAD)
     return True
 
 

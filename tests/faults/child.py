@@ -159,6 +159,7 @@ def compress_time() -> None:
     deliver_module.COPY_EVERY_SECONDS = 0.3
     deliver_module.LOCK_RETRY_SECONDS = ingest_module.LOCK_RETRY_SECONDS = 0.1
     deliver_module.BEING_READ_WAIT = timedelta(seconds=0.1)
+    advance_module.LEASE = timedelta(seconds=3)
     deliver_module.CLOCK_DISTRUST_SECONDS = 0.5
     ingest_module.RESCAN_SECONDS = 5.0
     ingest_module.ACCOUNT_TROUBLE_SECONDS = 0.15

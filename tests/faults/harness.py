@@ -29,6 +29,7 @@ from typing import Any
 
 from sqlalchemy import select, text
 
+from daemon.errors import Transient
 from daemon.store.cases import release
 from daemon.store.db import Database
 from daemon.store.migrate import upgrade
@@ -195,6 +196,9 @@ class Tally:
     bot_replies: int = 0
     flood_replies: int = 0
     clock_jumps: int = 0
+    database_faults: int = 0
+    soaked: int = 0
+    growth: list[tuple[int, int]] = field(default_factory=list)  # (resident kB, file descriptors) along a soak
     stops: list[float] = field(default_factory=list)
     recoveries: list[float] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
@@ -218,6 +222,7 @@ class World:
         self, zygote: Zygote, database_url: str, *, saves_sent: bool = True, bug: str | None = None, seed: int = 0, **order: Any
     ) -> None:
         self.random = random.Random(seed)
+        self.rest_seconds = REST_SECONDS if bug is None else 4.0
         self.zygote = zygote
         self.url = database_url
         self._folder = Path(tempfile.mkdtemp(prefix="postsale-faults-"))
@@ -272,11 +277,11 @@ class World:
         return self.child
 
     def kill(self) -> None:
-        if self.child is not None:
-            self.child.kill()
-            if self.child.crashed:
+        child, self.child = self.child, None
+        if child is not None:
+            child.kill()
+            if child.crashed:
                 self._crashed()
-            self.child = None
             self.tally.kills += 1
 
     def _crashed(self) -> None:
@@ -345,19 +350,21 @@ class World:
 
         return self.database.read_now(look)
 
-    def rest(self, seconds: float = REST_SECONDS) -> float | None:
+    def rest(self, seconds: float | None = None) -> float | None:
         """Wait until there is nothing left to do; the seconds it took, or None when it never came to rest."""
         began = time.monotonic()
-        while time.monotonic() - began < seconds:
-            if self.child is None:
+        while time.monotonic() - began < (seconds or self.rest_seconds):
+            child = self.child  # a server's thread may kill it at any moment
+            if child is None:
                 self.start()
-            elif not self.child.alive():
-                if self.child.crashed:
+            elif not child.alive():
+                if child.crashed:
                     self._crashed()
                     return None
                 self.start()
-            if not self.unsettled():
-                return time.monotonic() - began
+            with contextlib.suppress(Transient):  # the database may be what is in trouble
+                if not self.unsettled():
+                    return time.monotonic() - began
             time.sleep(0.02)
         return None
 
@@ -366,7 +373,7 @@ class World:
         taken = self.rest()
         if taken is None:
             self.tally.stuck += 1
-            self.tally.violations.append(f"I8: {dict(self.unsettled())} for {REST_SECONDS:.0f} s {after}")
+            self.tally.violations.append(f"I8: {dict(self.unsettled())} for {self.rest_seconds:.0f} s {after}")
         else:
             self.tally.recoveries.append(taken if since is None else time.monotonic() - since)
 
@@ -519,6 +526,13 @@ def _rows(connection: Any) -> _Rows:
         },
         [tuple(row) for row in connection.execute(select(outbox.c.message_id, outbox.c.state, outbox.c.evidence))],  # type: ignore[misc]
     )
+
+
+def footprint(pid: int) -> tuple[int, int]:
+    """Resident kilobytes and open file descriptors of a process."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    resident = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
+    return resident, len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
 def new_sqlite(folder: Path) -> str:

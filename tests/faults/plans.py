@@ -5,12 +5,16 @@ A plan takes a maker of worlds and a size between 0 and 1; at 1 it is the long f
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
 import time
 from collections.abc import Callable, Sequence
 from email import message_from_bytes, policy
+from pathlib import Path
 from typing import Any
+
+from sqlalchemy import text
 
 from tests.fakes import imap as fake_imap
 from tests.fakes import smtp as fake_smtp
@@ -18,7 +22,7 @@ from tests.fakes.faults import Fault, Kind
 from tests.fakes.smtp import Taken
 from tests.faults.bugs import BUGS
 from tests.faults.child import UNITS
-from tests.faults.harness import Tally, World, compose
+from tests.faults.harness import Tally, World, compose, footprint
 
 MakeWorld = Callable[..., World]
 
@@ -239,6 +243,24 @@ def renumbering(make: MakeWorld, *, mails: int, **how: Any) -> Tally:
     return tally
 
 
+def copies(make: MakeWorld, *, mails: int, **how: Any) -> Tally:
+    """Each mail comes a second time by another way, some before the first was answered."""
+    world = make(**how)
+    buyers = [world.offer() for _ in range(mails)]
+    for number, mail in enumerate(buyers):
+        if number == mails // 2:
+            world.recover()
+        again = compose(len(world.inbound) + 1, "copy", original=mail)
+        again.uid = world.imap.add(again.raw)
+        world.inbound.append(again)
+    world.recover()
+    world.judge()
+    tally = world.tally
+    tally.offered += mails
+    world.close()
+    return tally
+
+
 # --------------------------------------------------------------------------- M: loops and floods
 
 DEFAULT_CAPS = {"per_hour": 120, "auto_per_address_day": 1, "per_address_day": 3, "per_thread_72h": 3}
@@ -379,6 +401,119 @@ def clock_jumps(make: MakeWorld, *, jumps: Sequence[float], **how: Any) -> Tally
     return tally
 
 
+# --------------------------------------------------------------------------- E, G: disk and database
+
+
+def full_disk(make: MakeWorld, *, folder: Path, times: int, **how: Any) -> Tally:
+    """The disk that the database lies on fills up under load, and space comes back."""
+    world = make(**how)
+    ballast = folder / "ballast"
+    for _ in range(times):
+        for _ in range(4):
+            world.offer_any()
+        with ballast.open("wb") as file, contextlib.suppress(OSError):
+            while True:
+                file.write(b"x" * 4096)
+                file.flush()
+        for _ in range(6):
+            world.offer_any()
+        time.sleep(0.5)
+        ballast.unlink()
+        world.tally.database_faults += 1
+        world.recover(time.monotonic(), after="after the disk was full")
+    world.judge()
+    tally = world.tally
+    world.close()
+    return tally
+
+
+def database_restarts(make: MakeWorld, *, stop: Callable[[], None], start: Callable[[], None], times: int, **how: Any) -> Tally:
+    """PostgreSQL crashes and comes back, under load."""
+    world = make(**how)
+    for number in range(times):
+        for _ in range(3):
+            world.offer_any()
+        time.sleep(world.random.uniform(0, 0.15))
+        stop()
+        if number % 2:
+            world.kill()
+        time.sleep(0.2)
+        start()
+        world.tally.database_faults += 1
+        world.recover(time.monotonic(), after="after PostgreSQL came back")
+    world.judge()
+    tally = world.tally
+    world.close()
+    return tally
+
+
+def two_services(make: MakeWorld, *, mails: int, **how: Any) -> Tally:
+    """Two services on one store and one mailbox: one works, and when it is killed the other takes over."""
+    world = make(**how)
+    first = world.child
+    for round_ in range(4):
+        second = world.start()
+        for _ in range(mails // 4):
+            world.offer_any()
+            time.sleep(0.01)
+        assert first is not None
+        if round_ % 2:
+            world.tally.kills += 1
+            first.kill()
+            first = second
+        else:
+            world.recover()
+            second.kill()
+            world.child = first
+        world.recover()
+    if first is not None:
+        world.child = first
+    world.judge()
+    tally = world.tally
+    world.close()
+    return tally
+
+
+# --------------------------------------------------------------------------- N: soak
+
+
+def soak(make: MakeWorld, *, mails: int, **how: Any) -> Tally:
+    """Much mail through one life of the service, with a fault now and then; memory and descriptors must stay flat."""
+    world = make(**how)
+    batch = 50
+    for number in range(0, mails, batch):
+        for _ in range(batch):
+            world.offer_any()
+        if number % (batch * 20) == 0:
+            step, kind = world.random.choice([("rcpt", Kind.R4XX), ("mail", Kind.RST), ("dot", Kind.FIN), ("ehlo", Kind.FIN)])
+            world.smtp.fault = Fault(step, kind)
+            world.tally.smtp_faults += 1
+        _catch_up(world)
+        world.smtp.fault = None
+        child = world.child
+        if child is not None and child.alive():
+            world.tally.growth.append(footprint(child.pid))
+    world.tally.soaked = mails
+    world.recover()
+    world.judge()
+    tally = world.tally
+    world.close()
+    return tally
+
+
+def _catch_up(world: World) -> None:
+    """Wait until the newest mail is stored; a count, since looking at everything would take longer than the work."""
+    newest = world.imap.folders["INBOX"].next_uid - 1
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        stored = world.database.read_now(
+            lambda c: c.execute(text("SELECT max(uid) FROM cases WHERE state <> 'received'")).scalar()
+        )
+        if (stored or 0) >= newest:
+            return
+        time.sleep(0.02)
+
+
 # --------------------------------------------------------------------------- R: planted bugs
 
 #: Which part of the harness is enough to catch which mistake.
@@ -395,8 +530,10 @@ _CAUGHT_BY: dict[str, Callable[[MakeWorld, str], Tally]] = {
     ),
     "cursor_before_store": lambda make, bug: kill_at_points(make, points=["before:receive"], bug=bug),
     "no_epochs": lambda make, bug: renumbering(make, mails=6, bug=bug),
-    "duplicates_are_not_looked_for": lambda make, bug: renumbering(make, mails=12, bug=bug),
-    "settled_and_queued_in_two_steps": lambda make, bug: kill_at_points(make, points=["after:settle"], bug=bug),
+    "duplicates_are_not_looked_for": lambda make, bug: copies(make, mails=6, bug=bug),
+    "settled_and_queued_in_two_steps": lambda make, bug: kill_at_points(
+        make, points=["after:settle"], occurrences=(1, 2, 3), bug=bug
+    ),
     "any_answer_is_good": lambda make, bug: smtp_faults(make, faults=[("dot", Kind.R4XX), ("dot", Kind.R5XX)], bug=bug),
     "bytes_made_anew_at_sending": lambda make, bug: kill_at_random(make, kills=2, bug=bug),
     "robots_are_answered": lambda make, bug: kill_at_random(make, kills=8, bug=bug),

@@ -1,0 +1,292 @@
+"""Runs the fault plans and writes their figures.
+
+    python -m tests.faults.run                  the short form, as CI runs it
+    python -m tests.faults.run --long           the long form
+    … --write docs/reliability.md               put the table between that page's marks
+
+Needs PostgreSQL and, for the full disk, the right to mount a tmpfs; what could
+not be run is said in the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from daemon.store.db import Database
+from daemon.store.migrate import upgrade
+from tests.faults import plans
+from tests.faults.bugs import BUGS
+from tests.faults.harness import Tally, World, Zygote, new_sqlite
+from tests.servers import PostgresServer
+
+BEGIN, END = "<!-- figures: written by tests/faults/run.py -->", "<!-- end of figures -->"
+
+
+@dataclass(frozen=True)
+class Form:
+    """How much of each plan one run does."""
+
+    name: str
+    occurrences: tuple[int, ...]
+    random_kills: int  # on each database
+    share: float  # of the wire faults, on SQLite
+    share_postgres: float
+    renumbered: int
+    rounds: int
+    flooded: int
+    soaked: int
+    restarts: int
+
+
+SHORT = Form("short", (1,), 45, 0.45, 0.12, 20, 200, 300, 0, 4)
+LONG = Form("long", (1, 2, 3), 500, 1.0, 1.0, 1000, 1000, 10_000, 50_000, 20)
+
+
+@dataclass
+class Report:
+    """What a run came to."""
+
+    form: Form
+    tallies: dict[tuple[str, str], Tally] = field(default_factory=dict)  # (plan, database)
+    bugs: dict[str, Tally] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def total(self) -> Tally:
+        total = Tally()
+        for tally in self.tallies.values():
+            total.add(tally)
+        return total
+
+    @property
+    def caught(self) -> int:
+        return sum(not tally.clean for tally in self.bugs.values())
+
+
+def run(form: Form, *, say: Callable[[str], None] = lambda _: None) -> Report:
+    """Every plan on both databases, two at a time."""
+    report = Report(form)
+    began = time.monotonic()
+    with _databases() as (sqlite, postgres, server):
+        jobs = list(_jobs(form, sqlite, postgres, server, report))
+        with ThreadPoolExecutor(2) as pool:
+            for name, seconds in pool.map(lambda job: _timed(job, report), jobs):
+                say(f"{name}: {seconds:.0f} s")
+        # alone, since it stops the server under everybody else
+        for job in _restarts(form, postgres, server, report):
+            say(f"{_timed(job, report)[0]}: done")
+    report.seconds = time.monotonic() - began
+    return report
+
+
+Job = tuple[str, str, Callable[[], Any]]
+Make = Callable[..., World]
+
+
+def _timed(job: Job, report: Report) -> tuple[str, float]:
+    plan, database, work = job
+    began = time.monotonic()
+    outcome = work()
+    if isinstance(outcome, Tally):
+        report.tallies[(plan, database)] = outcome
+    return f"{plan} ({database})", time.monotonic() - began
+
+
+def _jobs(form: Form, sqlite: Make, postgres: Make, server: PostgresServer, report: Report) -> Iterator[Job]:
+    rng = plans.random.Random(7)
+    imap, smtp = partial(plans.sampled, plans.IMAP_FAULTS, rng=rng), partial(plans.sampled, plans.SMTP_FAULTS, rng=rng)
+    for name, make, share in (("SQLite", sqlite, form.share), ("PostgreSQL", postgres, form.share_postgres)):
+        points = plans.sampled(plans.NAMED_POINTS, 1.0 if name == "SQLite" or share == 1.0 else 0.25, rng)
+        yield "B: IMAP faults", name, partial(plans.imap_faults, make, faults=imap(size=share))
+        yield "C: SMTP faults", name, partial(plans.smtp_faults, make, faults=smtp(size=share))
+        yield (
+            "D: kill -9 at named points",
+            name,
+            partial(plans.kill_at_points, make, points=points, occurrences=form.occurrences, seed=1),
+        )
+        yield "D: kill -9 at what servers see", name, partial(plans.kill_at_wire_events, make, events=plans.WIRE_POINTS)
+        half = form.random_kills // 2
+        yield "D: kill -9 at random", name, partial(plans.kill_at_random, make, kills=form.random_kills - half, seed=2)
+        yield (
+            "D: kill -9 at random, no Sent copies",
+            name,
+            partial(plans.kill_at_random, make, kills=half, saves_sent=False, seed=3),
+        )
+        yield "F: clock jumps", name, partial(plans.clock_jumps, make, jumps=plans.CLOCK_JUMPS)
+        yield "G: two services at once", name, partial(plans.two_services, make, mails=24)
+        yield "J: mailbox renumbered", name, partial(plans.renumbering, make, mails=form.renumbered)
+        yield "J: the same mail twice", name, partial(plans.copies, make, mails=max(10, form.renumbered // 10))
+        yield "O: SIGTERM in the middle", name, partial(plans.stopping, make, states=plans.STOP_STATES)
+    yield "M: machine against machine", "SQLite", partial(plans.bot_against_bot, sqlite, rounds=form.rounds)
+    yield "M: flood of forged mail", "SQLite", partial(plans.flood, sqlite, mails=form.flooded)
+    yield "E: disk full", "SQLite", partial(_full_disk, form, sqlite, report)
+    if form.soaked:
+        yield "N: soak", "SQLite", partial(plans.soak, sqlite, mails=form.soaked)
+    for bug in BUGS:
+        yield f"R: {bug}", "SQLite", partial(_plant, sqlite, bug, report)
+
+
+def _restarts(form: Form, postgres: Make, server: PostgresServer, report: Report) -> Iterator[Job]:
+    yield (
+        "G: PostgreSQL crashes",
+        "PostgreSQL",
+        partial(
+            plans.database_restarts,
+            postgres,
+            stop=partial(server.stop, signal.SIGQUIT),
+            start=server.start,
+            times=form.restarts,
+        ),
+    )
+
+
+def _plant(make: Make, bug: str, report: Report) -> None:
+    report.bugs |= plans.planted_bugs(make, [bug])
+
+
+def _full_disk(form: Form, make: Make, report: Report) -> Tally | None:
+    folder = Path(tempfile.mkdtemp(prefix="postsale-full-"))
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "none", str(folder)], capture_output=True).returncode:
+        report.left_out.append("E: disk full (no right to mount a tmpfs)")
+        return None
+    try:
+        return plans.full_disk(partial(make, folder=folder), folder=folder, times=form.restarts)
+    finally:
+        subprocess.run(["umount", str(folder)], check=False)
+
+
+@contextmanager
+def _databases() -> Iterator[tuple[Make, Make, PostgresServer]]:
+    server = PostgresServer()
+    zygote = Zygote()
+    with tempfile.TemporaryDirectory(prefix="postsale-faults-") as folder:
+        try:
+            server.start()
+            server.execute("CREATE DATABASE ready")
+            template = Database(server.url("ready"))
+            upgrade(template)
+            template.close()
+
+            def sqlite(**how: Any) -> World:
+                return World(zygote, new_sqlite(how.pop("folder", Path(folder))), **how)
+
+            def postgres(**how: Any) -> World:
+                return World(zygote, server.url(server.create_database(template="ready")), **how)
+
+            yield sqlite, postgres, server
+        finally:
+            zygote.close()
+            server.remove()
+
+
+# --------------------------------------------------------------------------- figures
+
+
+def quantile(values: list[float], share: float) -> float:
+    """The smallest value that this share of the values does not exceed."""
+    ordered = sorted(values)
+    return ordered[max(0, math.ceil(len(ordered) * share) - 1)] if ordered else float("nan")
+
+
+def table(report: Report) -> str:
+    """The figures as Markdown."""
+    total = report.total
+    faults = total.kills + total.imap_faults + total.smtp_faults + total.database_faults + 2 * len(plans.CLOCK_JUMPS)
+    lines = [
+        f"Form: {report.form.name}; {report.seconds:.0f} s; {time.strftime('%Y-%m-%d', time.gmtime())}.",
+        "",
+        "| plan | database | kills | IMAP faults | SMTP faults | messages | answered | staff asked | recovery p95 (s) | violations |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for (plan, database), one in sorted(report.tallies.items()):
+        p95 = f"{quantile(one.recoveries, 0.95):.2f}" if one.recoveries else ""
+        lines.append(
+            f"| {plan} | {database} | {one.kills or ''} | {one.imap_faults or ''} | {one.smtp_faults or ''} | {one.offered} "
+            f"| {one.answered or ''} | {one.asked or ''} | {p95} | {len(one.violations)} |"
+        )
+    lines += ["", "| what must not happen | n | seen | 95 % upper bound |", "|---|---|---|---|"]
+    for name, seen, n in (
+        ("mail lost", total.lost, total.offered),
+        ("buyer answered twice", total.duplicates, total.offered),
+        ("sent without approval, or other bytes", total.unapproved, total.offered),
+        ("sent to anybody else", total.wrong_recipient, total.offered),
+        ("stuck after a fault", total.stuck, faults),
+        ("service ended by an error of its own", total.crashes, faults),
+        ("any other violation", total.other, faults),
+    ):
+        bound = f"{300 / n:.2f} %" if n and not seen else "—"
+        lines.append(f"| {name} | {n} | {seen} | {bound} |")
+    lines += [
+        "",
+        (
+            f"- kill -9: {total.kills}; IMAP faults: {total.imap_faults}; SMTP faults: {total.smtp_faults}; "
+            f"disk and database faults: {total.database_faults}."
+        ),
+        (
+            f"- Recovery after the end of a fault, n = {len(total.recoveries)}: p50 {quantile(total.recoveries, 0.5):.2f} s, "
+            f"p95 {quantile(total.recoveries, 0.95):.2f} s, longest {max(total.recoveries, default=0):.2f} s (waits compressed, see below)."
+        ),
+        f"- SIGTERM, n = {len(total.stops)}: median {quantile(total.stops, 0.5):.2f} s, longest {max(total.stops, default=0):.2f} s.",
+        f"- Set aside because its reader was killed too often, and answered once released: {total.set_aside}.",
+        f"- Machine against machine, {report.form.rounds} rounds: {total.bot_replies} reply.",
+        (
+            f"- Flood of {report.form.flooded} forged mails: {total.flood_replies} replies "
+            f"(cap {plans.DEFAULT_CAPS['per_hour']} an hour)."
+        ),
+        f"- Planted bugs caught: {report.caught} of {len(report.bugs)}.",
+    ]
+    if total.growth:
+        settled = total.growth[len(total.growth) // 10 :]
+        resident = [kb for kb, _ in settled]
+        first, last = resident[: len(resident) // 5] or resident, resident[-(len(resident) // 5) or -1 :]
+        change = (sum(last) / len(last)) / (sum(first) / len(first)) - 1
+        descriptors = [fds for _, fds in settled]
+        lines.append(
+            f"- Soak, {total.soaked} mails in one life: resident memory {change:+.1%} from the first fifth to the last, "
+            f"file descriptors {min(descriptors)} to {max(descriptors)}."
+        )
+    lines += [f"- Left out: {what}." for what in report.left_out]
+    return "\n".join(lines)
+
+
+def write(page: Path, report: Report) -> None:
+    """Put the figures between the marks of a page."""
+    head, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+    _, _, tail = rest.partition(END)
+    page.write_text(f"{head}{BEGIN}\n{table(report)}\n{END}{tail}", encoding="utf-8")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--long", action="store_true")
+    parser.add_argument("--write", type=Path, metavar="PAGE")
+    options = parser.parse_args()
+    report = run(LONG if options.long else SHORT, say=lambda line: print(line, file=sys.stderr, flush=True))
+    print(table(report))
+    for (plan, database), tally in report.tallies.items():
+        for violation in tally.violations:
+            print(f"{plan} ({database}): {violation}", file=sys.stderr)
+    missed = [name for name, tally in report.bugs.items() if tally.clean]
+    if missed:
+        print(f"planted and not caught: {', '.join(missed)}", file=sys.stderr)
+    if options.write:
+        write(options.write, report)
+    return 1 if missed or not report.total.clean else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
