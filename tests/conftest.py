@@ -22,7 +22,8 @@ from tests.servers import MailServers, NotInstalled, PostgresServer, User
 NOW = datetime(2026, 11, 2, 10, 0, tzinfo=UTC)
 
 
-def _left_out(error: NotInstalled) -> None:
+def left_out(error: NotInstalled) -> None:
+    """Leave a test out for want of a server, loudly; in CI that is a failure."""
     if os.environ.get("CI") == "true":
         pytest.fail(f"{error}; CI leaves no test out")
     pytest.skip(f"{error}; this test needs it")
@@ -34,7 +35,7 @@ def mail_servers() -> Iterator[MailServers]:
     try:
         servers = MailServers()
     except NotInstalled as error:
-        _left_out(error)
+        left_out(error)
         raise
     try:
         servers.start()
@@ -55,7 +56,7 @@ def postgres_server() -> Iterator[PostgresServer]:
     try:
         server = PostgresServer()
     except NotInstalled as error:
-        _left_out(error)
+        left_out(error)
         raise
     try:
         server.start()

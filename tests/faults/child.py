@@ -14,6 +14,7 @@ of that unit of work) at which the process kills itself, the nth time it comes t
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import functools
 import gc
 import json
@@ -50,6 +51,7 @@ from tests.faults.bugs import BUGS
 
 SHOP = "shop@example.test"
 PASSWORD = "correct horse"
+PR_SET_PDEATHSIG = 1
 #: Waits are divided by this.
 COMPRESSION = 100.0
 
@@ -311,6 +313,7 @@ def main() -> None:
             continue
         pid = os.fork()
         if pid == 0:
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # no child outlives the harness
             run_child(order, mind)
         print(json.dumps({"pid": pid}), flush=True)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -411,10 +412,7 @@ def full_disk(make: MakeWorld, *, folder: Path, times: int, **how: Any) -> Tally
     for _ in range(times):
         for _ in range(4):
             world.offer_any()
-        with ballast.open("wb") as file, contextlib.suppress(OSError):
-            while True:
-                file.write(b"x" * 4096)
-                file.flush()
+        _fill(ballast)
         for _ in range(6):
             world.offer_any()
         time.sleep(0.5)
@@ -425,6 +423,14 @@ def full_disk(make: MakeWorld, *, folder: Path, times: int, **how: Any) -> Tally
     tally = world.tally
     world.close()
     return tally
+
+
+def _fill(ballast: Path) -> None:
+    handle = os.open(ballast, os.O_WRONLY | os.O_CREAT)
+    with contextlib.suppress(OSError):
+        while True:
+            os.write(handle, b"x" * 4096)
+    os.close(handle)
 
 
 def database_restarts(make: MakeWorld, *, stop: Callable[[], None], start: Callable[[], None], times: int, **how: Any) -> Tally:
