@@ -174,7 +174,7 @@ def claim(
         .where(cases.c.id.in_(taken))
         .values(claimed_by=worker, lease_until=now + lease, attempts=cases.c.attempts + 1, updated_at=now)
     )
-    rows = connection.execute(
+    found = connection.execute(
         select(cases, raw_mail.c.body)
         .join(raw_mail, raw_mail.c.case_id == cases.c.id)
         .where(cases.c.id.in_(taken))
@@ -195,7 +195,7 @@ def claim(
             received_at=row.received_at,
             attempts=row.attempts,
         )
-        for row in rows
+        for row in found
     ]
 
 
@@ -415,7 +415,7 @@ def _number(condition: ColumnElement[bool]) -> ColumnElement[int]:
 
 # Made once: these run for every message, and putting a statement together costs more than running it.
 _TO_SENDER = select(func.count().label("replies"), _number(_box.automatic.is_(True)).label("automatic")).where(
-    *_OURS, func.lower(_box.recipient) == bindparam("sender"), _box.created_at > bindparam("day")
+    *_OURS, _box.recipient_key == bindparam("sender"), _box.created_at > bindparam("day")
 )
 _IN_THREAD = (
     select(_box.template, _number(_box.created_at > bindparam("three_days")).label("lately"))

@@ -10,9 +10,6 @@ from sqlalchemy import Connection, func, insert, select, update
 
 from daemon.store.tables import cases, folders
 
-#: Values that one IN list may carry; SQLite before 3.32 took 999 and PostgreSQL 65,535 in all.
-_IN_LIMIT = 900
-
 
 @dataclass(frozen=True, slots=True)
 class Folder:
@@ -86,18 +83,19 @@ def open_folder(
 def unknown_uids(connection: Connection, folder: Folder, uids: Collection[int]) -> list[int]:
     """Those of ``uids`` above the baseline that the store does not hold yet, ascending."""
     wanted = sorted(uid for uid in uids if uid > folder.baseline_uid)
-    known: set[int] = set()
-    for start in range(0, len(wanted), _IN_LIMIT):
-        known.update(
-            connection.execute(
-                select(cases.c.uid).where(
-                    cases.c.mailbox == folder.mailbox,
-                    cases.c.folder == folder.folder,
-                    cases.c.uidvalidity == folder.uidvalidity,
-                    cases.c.uid.in_(wanted[start : start + _IN_LIMIT]),
-                )
-            ).scalars()
-        )
+    if not wanted:
+        return []
+    # a range, not a list: lists of every length would each stay behind as a prepared statement
+    known = set(
+        connection.execute(
+            select(cases.c.uid).where(
+                cases.c.mailbox == folder.mailbox,
+                cases.c.folder == folder.folder,
+                cases.c.uidvalidity == folder.uidvalidity,
+                cases.c.uid.between(wanted[0], wanted[-1]),
+            )
+        ).scalars()
+    )
     return [uid for uid in wanted if uid not in known]
 
 

@@ -114,7 +114,7 @@ def erase(connection: Connection, address: str, *, actor: str, now: datetime) ->
     gets it. ``models`` are those that learned from texts that are gone now.
     """
     wanted = address.strip().lower()
-    sent_to = select(outbox.c.case_id).where(func.lower(outbox.c.recipient) == wanted, outbox.c.case_id.is_not(None))
+    sent_to = select(outbox.c.case_id).where(outbox.c.recipient_key == wanted, outbox.c.case_id.is_not(None))
     found = connection.execute(
         select(cases.c.id, cases.c.state).where(or_(func.lower(cases.c.sender) == wanted, cases.c.id.in_(sent_to)))
     ).all()
@@ -190,7 +190,7 @@ def _empty(connection: Connection, ids: Collection[int]) -> dict[str, int]:
         "outgoing": connection.execute(
             update(outbox)
             .where(outbox.c.case_id.in_(ids), outbox.c.state.not_in(busy))
-            .values(mime=None, recipient="", smtp_reply=None)
+            .values(mime=None, recipient="", recipient_key="", smtp_reply=None)
         ).rowcount,
     }
     sent = select(outbox.c.id).where(outbox.c.case_id.in_(ids))

@@ -239,6 +239,7 @@ outbox = Table(
     Column("case_id", ForeignKey("cases.id")),
     Column("revision", Integer),
     Column("recipient", String(320), nullable=False),
+    Column("recipient_key", String(320), nullable=False, server_default=text("''")),  # in lower case, for caps
     Column("envelope_from", String(320), nullable=False),
     Column("message_id", String(300), nullable=False, unique=True),
     Column("dedupe_key", String(200), nullable=False),
@@ -270,7 +271,7 @@ Index(
     postgresql_where=_ONE_REPLY,
 )
 Index("ix_outbox_state_not_before", outbox.c.state, outbox.c.not_before)
-Index("ix_outbox_mailbox_recipient", outbox.c.mailbox, outbox.c.recipient, outbox.c.created_at)
+Index("ix_outbox_mailbox_recipient_key", outbox.c.mailbox, outbox.c.recipient_key, outbox.c.created_at)
 Index("ix_outbox_case_id", outbox.c.case_id)
 Index("ix_outbox_mailbox_transmitted_at", outbox.c.mailbox, outbox.c.transmitted_at)
 Index("ix_outbox_mailbox_created_at", outbox.c.mailbox, outbox.c.created_at)

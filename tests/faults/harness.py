@@ -207,6 +207,10 @@ class Tally:
         for name, value in vars(other).items():
             setattr(self, name, getattr(self, name) + value)
 
+    @property
+    def clean(self) -> bool:
+        return not self.violations
+
     def count(self, server: FakeImap | FakeSmtp) -> None:
         """One more fault at this server."""
         if isinstance(server, FakeImap):

@@ -125,10 +125,10 @@ def upgrade() -> None:
     )
     op.create_index("ix_cases_mailbox_content_key", "cases", ["mailbox", "content_key"], unique=False)
     op.create_index("ix_cases_mailbox_message_id", "cases", ["mailbox", "message_id"], unique=False)
+    op.create_index("ix_cases_mailbox_order_id", "cases", ["mailbox", "order_id"], unique=False)
     op.create_index("ix_cases_mailbox_sender", "cases", ["mailbox", "sender", "received_at"], unique=False)
     op.create_index("ix_cases_received_at", "cases", ["received_at"], unique=False)
     op.create_index("ix_cases_state_due", "cases", ["state", "due_at"], unique=False)
-    op.create_index("ix_cases_mailbox_order_id", "cases", ["mailbox", "order_id"], unique=False)
     op.create_index("ix_cases_thread_id", "cases", ["thread_id"], unique=False)
     op.create_table(
         "thread_keys",
@@ -227,6 +227,7 @@ def upgrade() -> None:
         sa.Column("case_id", Id, nullable=True),
         sa.Column("revision", sa.Integer(), nullable=True),
         sa.Column("recipient", sa.String(length=320), nullable=False),
+        sa.Column("recipient_key", sa.String(length=320), server_default=sa.text("('')"), nullable=False),
         sa.Column("envelope_from", sa.String(length=320), nullable=False),
         sa.Column("message_id", sa.String(length=300), nullable=False),
         sa.Column("dedupe_key", sa.String(length=200), nullable=False),
@@ -253,7 +254,7 @@ def upgrade() -> None:
     )
     op.create_index("ix_outbox_case_id", "outbox", ["case_id"], unique=False)
     op.create_index("ix_outbox_mailbox_created_at", "outbox", ["mailbox", "created_at"], unique=False)
-    op.create_index("ix_outbox_mailbox_recipient", "outbox", ["mailbox", "recipient", "created_at"], unique=False)
+    op.create_index("ix_outbox_mailbox_recipient_key", "outbox", ["mailbox", "recipient_key", "created_at"], unique=False)
     op.create_index("ix_outbox_mailbox_transmitted_at", "outbox", ["mailbox", "transmitted_at"], unique=False)
     op.create_index("ix_outbox_state_not_before", "outbox", ["state", "not_before"], unique=False)
     op.create_index(
