@@ -483,7 +483,7 @@ def _safe(argument: str) -> str:
 
 
 def _one_line(error: BaseException) -> str:
-    return re.sub(r"\s+", " ", str(error) or type(error).__name__)[:300]
+    return re.sub(r"[\s\x00-\x1f\x7f-\x9f\ud800-\udfff]+", " ", str(error) or type(error).__name__)[:300]
 
 
 def _xoauth2(name: str, token: str) -> Callable[[bytes], bytes]:

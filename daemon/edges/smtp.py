@@ -303,4 +303,4 @@ def _ssl_error(error: BaseException | None) -> ssl.SSLError | None:
 
 
 def _one_line(text: object) -> str:
-    return re.sub(r"\s+", " ", str(text) or type(text).__name__)[:300]
+    return re.sub(r"[\s\x00-\x1f\x7f-\x9f\ud800-\udfff]+", " ", str(text) or type(text).__name__)[:300]

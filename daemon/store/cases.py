@@ -21,7 +21,7 @@ from sqlalchemy import ColumnElement, Connection, and_, bindparam, func, insert,
 from sqlalchemy import case as sql_case
 
 from daemon.store import folders, outbox, threads
-from daemon.store.dialect import insert_one_new, locked, serialise, upsert
+from daemon.store.dialect import insert_one_new, locked, serialise, storable, upsert
 from daemon.store.tables import cases, events, feedback, raw_mail, records
 from daemon.store.tables import folders as folders_table
 from daemon.store.tables import outbox as outbox_table
@@ -309,10 +309,12 @@ def _fitting(what: Understood) -> Understood:
     """The same, no longer than the columns are: hostile mail has no limits of its own."""
     return replace(
         what,
-        message_id=what.message_id if what.message_id and len(what.message_id) <= _column_length("message_id") else None,
-        sender=what.sender.lower()[: _column_length("sender")],
-        order_id=what.order_id[: _column_length("order_id")] if what.order_id else None,
-        language=what.language[: _column_length("language")] if what.language else None,
+        message_id=storable(what.message_id)
+        if what.message_id and len(what.message_id) <= _column_length("message_id")
+        else None,
+        sender=storable(what.sender.lower(), _column_length("sender")),
+        order_id=storable(what.order_id, _column_length("order_id")) if what.order_id else None,
+        language=storable(what.language, _column_length("language")) if what.language else None,
     )
 
 
@@ -548,7 +550,11 @@ def settle(connection: Connection, what: Settlement, *, worker: str, now: dateti
             values=values,
             detail=what.detail,
         )
-    kept = {"reading": what.reading, "outcome": what.outcome, "traceback": what.traceback}
+    kept = {
+        "reading": what.reading,
+        "outcome": what.outcome,
+        "traceback": None if what.traceback is None else storable(what.traceback),
+    }
     given = {key: value for key, value in kept.items() if value is not None}
     if given:
         upsert(connection, records, {"case_id": what.case_id}, given)

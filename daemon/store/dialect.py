@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Select, Table, text
+from sqlalchemy import Connection, Select, Table
+from sqlalchemy import text as sql
 from sqlalchemy.dialects import postgresql, sqlite
+
+#: What PostgreSQL or UTF-8 will not take: NUL, and halves of characters that some decoders leave behind.
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+
+
+def storable(text: str, length: int | None = None) -> str:
+    """Text of the outside world as every database can keep it, cut to ``length``."""
+    return _UNSTORABLE.sub("\ufffd", text)[:length]
 
 
 def insert_new(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -40,7 +50,7 @@ def locked(connection: Connection, query: Select[Any]) -> Select[Any]:
 def serialise(connection: Connection, number: int) -> None:
     """Let one transaction at a time past this point, on every host; ``number`` names the point."""
     if connection.dialect.name == "postgresql":
-        connection.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": number})
+        connection.execute(sql("SELECT pg_advisory_xact_lock(:number)"), {"number": number})
 
 
 def _insert(connection: Connection, table: Table) -> postgresql.Insert | sqlite.Insert:

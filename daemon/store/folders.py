@@ -8,6 +8,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection, func, insert, select, update
 
+from daemon.store.dialect import storable
 from daemon.store.tables import cases, folders
 
 
@@ -126,7 +127,7 @@ def failed(connection: Connection, mailbox: str, folder: str, *, error: str, now
     connection.execute(
         update(folders)
         .where(folders.c.mailbox == mailbox, folders.c.folder == folder)
-        .values(last_error=error[:500], last_error_at=now)
+        .values(last_error=storable(error, 500), last_error_at=now)
     )
 
 

@@ -21,7 +21,7 @@ from sqlalchemy import ColumnElement, Connection, func, insert, not_, or_, selec
 from daemon.clock import DELIVERY_BACKOFF_SECONDS, RECONNECT_BACKOFF_SECONDS, backoff
 from daemon.errors import PostsaleError
 from daemon.store import settings, threads
-from daemon.store.dialect import insert_one_new
+from daemon.store.dialect import insert_one_new, storable
 from daemon.store.tables import attempts, cases, outbox
 from daemon.store.transitions import StaleMove, move_case, move_delivery
 from daemon.vocab import CaseState, DeliveryKind, DeliveryState, Kind, Outgoing
@@ -282,7 +282,7 @@ def accepted(connection: Connection, delivery_id: int, *, boot_id: str, code: in
     if row.state in _UNKNOWN_FATE:  # another run gave it up as lost while the answer was on its way
         _prove(connection, row, "late_reply", now)
     elif row.state is DeliveryState.TRANSMITTING:
-        values = {"smtp_code": code, "smtp_reply": reply[:500]}
+        values = {"smtp_code": code, "smtp_reply": storable(reply, 500)}
         move_delivery(connection, delivery_id, DeliveryState.TRANSMITTING, DeliveryState.SENT, now=now, values=values)
         _follow(connection, row, CaseState.SENDING, CaseState.SENT, "accepted", now)
     _end_attempt(connection, delivery_id, boot_id, "accepted", code, reply, now)
@@ -365,7 +365,7 @@ def withdraw(connection: Connection, delivery_id: int, *, to: CaseState, reason:
 
 def discard(connection: Connection, delivery_id: int, *, reason: str, now: datetime) -> None:
     """Drop a queued notice to staff that cannot leave."""
-    values = {"smtp_reply": reason}
+    values = {"smtp_reply": storable(reason, 500)}
     move_delivery(connection, delivery_id, DeliveryState.QUEUED, DeliveryState.CANCELLED, now=now, values=values)
 
 
@@ -515,7 +515,7 @@ def bounced(
     row = _bounced_row(connection, mailbox, message_id, recipient, now)
     if row is None:
         return None
-    values = {"evidence": "bounce", "smtp_reply": reason[:500]}
+    values = {"evidence": "bounce", "smtp_reply": storable(reason, 500)}
     move_delivery(connection, row.id, row.state, DeliveryState.BOUNCED, now=now, values=values)
     if row.case_id is not None and row.kind is DeliveryKind.BUYER_REPLY:
         state = connection.execute(select(cases.c.state).where(cases.c.id == row.case_id)).scalar_one()
@@ -529,7 +529,7 @@ def bounced(
                 actor=ACTOR,
                 now=now,
                 values={"due_at": now},
-                detail={"reason": reason[:500], "delivery": row.id},
+                detail={"reason": storable(reason, 500), "delivery": row.id},
             )
     return row.id
 
@@ -731,14 +731,14 @@ def _held(connection: Connection, delivery_id: int, boot_id: str) -> Delivery:
 
 
 def _requeue(connection: Connection, row: Delivery, not_before: datetime, now: datetime, code: int | None, reply: str) -> None:
-    values = {"not_before": not_before, "claimed_by": None, "smtp_code": code, "smtp_reply": reply[:500]}
+    values = {"not_before": not_before, "claimed_by": None, "smtp_code": code, "smtp_reply": storable(reply, 500)}
     move_delivery(connection, row.id, row.state, DeliveryState.QUEUED, now=now, values=values)
     before = CaseState.UNCERTAIN if row.state is DeliveryState.UNCERTAIN else CaseState.SENDING
     _follow(connection, row, before, CaseState.QUEUED, "attempt_failed", now)
 
 
 def _fail(connection: Connection, row: Delivery, reason: str, code: int | None, reply: str, now: datetime) -> None:
-    values = {"smtp_code": code, "smtp_reply": reply[:500]}
+    values = {"smtp_code": code, "smtp_reply": storable(reply, 500)}
     move_delivery(connection, row.id, row.state, DeliveryState.FAILED, now=now, values=values)
     before = CaseState.UNCERTAIN if row.state is DeliveryState.UNCERTAIN else CaseState.SENDING
     _follow(connection, row, before, CaseState.HUMAN, reason, now)
@@ -768,5 +768,5 @@ def _end_attempt(
     connection.execute(
         update(attempts)
         .where(attempts.c.delivery_id == delivery_id, attempts.c.boot_id == boot_id, attempts.c.ended_at.is_(None))
-        .values(phase=phase, ended_at=now, code=code, reply=reply[:500])
+        .values(phase=phase, ended_at=now, code=code, reply=storable(reply, 500))
     )

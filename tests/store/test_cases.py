@@ -270,7 +270,7 @@ def test_every_arrow_that_is_not_in_the_table_is_refused(sqlite_database: Databa
 def test_hostile_lengths_fit(database: Database, now: datetime) -> None:
     def scenario(c):  # type: ignore[no-untyped-def]
         case_id = store_case(c, 1, now)
-        read_case(c, case_id, now, sender="a" * 5000 + "@x.test", message_id="<" + "m" * 900 + "@x>")
+        read_case(c, case_id, now, sender="\x00\ud800" + "a" * 5000 + "@x.test", message_id="<" + "m" * 900 + "@x>")
 
     database.write_now(scenario)
 

@@ -139,6 +139,15 @@ def test_a_failed_attempt_comes_back_after_the_backoff_and_gives_up_at_the_end(
     assert states(database, delivery) == ("failed", "human")
 
 
+def test_garbage_from_a_server_can_be_kept(database: Database, now: datetime, queued: tuple[int, int]) -> None:
+    begin(database, queued[1], now, transmit=False)
+    garbage = "\x00\x01 \udc80\ud800 no" + "x" * 2000
+    database.write_now(lambda c: outbox.refused(c, queued[1], boot_id=BOOT, phase="rcpt", code=550, reply=garbage, now=now))
+    kept = database.read_now(lambda c: c.execute(select(table.c.smtp_reply)).scalar_one())
+    assert kept.startswith("\ufffd\x01 \ufffd\ufffd no")
+    assert len(kept) == 500
+
+
 def test_trouble_with_the_account_burns_no_attempt(database: Database, now: datetime, queued: tuple[int, int]) -> None:
     _, delivery = queued
     begin(database, delivery, now, transmit=False)
