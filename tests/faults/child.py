@@ -33,6 +33,7 @@ from daemon.clock import SystemClock
 from daemon.config import CapsConfig, ImapConfig, SmtpConfig, TlsMode
 from daemon.edges.imap import Imap
 from daemon.edges.smtp import Smtp
+from daemon.errors import Transient
 from daemon.loops import advance as advance_module
 from daemon.loops import deliver as deliver_module
 from daemon.loops import ingest as ingest_module
@@ -52,6 +53,8 @@ from tests.faults.bugs import BUGS
 SHOP = "shop@example.test"
 PASSWORD = "correct horse"
 PR_SET_PDEATHSIG = 1
+#: Exit status of a start that found no database (sysexits.h: EX_TEMPFAIL).
+TEMPORARY = 75
 #: Waits are divided by this.
 COMPRESSION = 100.0
 
@@ -266,7 +269,10 @@ async def serve(order: dict[str, Any], mind: Mind) -> None:
         sign_in_pause=timedelta(seconds=0.5),
         arrived=advance.wake,
     )
-    await database.write(lambda c: cases.forget_leases(c, workers_like="harness:"))
+    try:
+        await database.write(lambda c: cases.forget_leases(c, workers_like="harness:"))
+    except Transient:  # no database, no service: whoever started it starts it again
+        os._exit(TEMPORARY)
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     async with asyncio.TaskGroup() as tasks:

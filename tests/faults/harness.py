@@ -38,6 +38,7 @@ from tests.edges.accounts import server_context
 from tests.fakes.faults import Fault
 from tests.fakes.imap import FakeImap
 from tests.fakes.smtp import FakeSmtp, Taken
+from tests.faults.child import TEMPORARY
 from tests.servers import PASSWORD, make_certificates
 
 ROOT = Path(__file__).parents[2]
@@ -172,7 +173,7 @@ class Child:
     @property
     def crashed(self) -> bool:
         """Whether it ended by an error of its own."""
-        return self._gone is not None and not os.WIFSIGNALED(self._gone) and os.WEXITSTATUS(self._gone) != 0
+        return self._gone is not None and not os.WIFSIGNALED(self._gone) and os.WEXITSTATUS(self._gone) not in (0, TEMPORARY)
 
 
 @dataclass
