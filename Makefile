@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 PREFIX ?= /opt/postsale
 WORKERS ?= 2
 
-.PHONY: help demo test lint types contracts check-example servers format model install uninstall clean
+.PHONY: help demo test faults-long lint types contracts check-example servers format model install uninstall clean
 
 help:  ## list the verbs
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -25,6 +25,9 @@ demo: $(INSTALLED)  ## show Postsale at work on a small shop's morning mail
 
 test: $(INSTALLED) servers lint types contracts  ## run everything that has to hold: lint, types, import rules, all tests
 	$(PY) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+
+faults-long: $(INSTALLED) servers  ## kill, cut and lie for an hour or so, and write the figures into docs/reliability.md
+	$(PY) -m tests.faults.run --long --write docs/reliability.md
 
 servers:  ## install the mail and database servers that tests talk to, where this machine allows
 	@tests/install-servers.sh
