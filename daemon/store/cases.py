@@ -394,7 +394,7 @@ def history(
         replies_last_hour=sum(row.uses for row in last_hour),
         mails_from_address_24h=connection.execute(_FROM_SENDER, asked).scalar_one(),
         earlier_in_thread=sum(row.earlier for row in thread),
-        templates_used_in_thread=tuple(row.template for row in in_thread if row.template is not None),
+        templates_used_in_thread=tuple(row.template for row in in_thread if row.template is not None and row.replies),
         thread_order_ids=tuple(row.order_id for row in thread if row.order_id is not None),
         template_uses_last_hour={row.template: row.uses for row in last_hour if row.template is not None},
     )
@@ -419,9 +419,15 @@ def _number(condition: ColumnElement[bool]) -> ColumnElement[int]:
 _TO_SENDER = select(func.count().label("replies"), _number(_box.automatic.is_(True)).label("automatic")).where(
     *_OURS, _box.recipient_key == bindparam("sender"), _box.created_at > bindparam("day")
 )
+# Kind and state are counted, not asked for: SQLite would go by them through everything that was ever sent.
 _IN_THREAD = (
-    select(_box.template, _number(_box.created_at > bindparam("three_days")).label("lately"))
-    .where(*_OURS, _box.case_id.in_(select(cases.c.id).where(cases.c.thread_id == bindparam("thread"))))
+    select(
+        _box.template,
+        _number(and_(*_OURS)).label("replies"),
+        _number(and_(*_OURS, _box.created_at > bindparam("three_days"))).label("lately"),
+    )
+    .select_from(cases.join(outbox_table, _box.case_id == cases.c.id))
+    .where(cases.c.thread_id == bindparam("thread"))
     .group_by(_box.template)
 )
 _LAST_HOUR = (
