@@ -46,9 +46,16 @@ _BARE_DOMAIN = re.compile(rf"{_BEGIN}(?<![@.-])(?:[A-Za-z0-9][A-Za-z0-9-]*(?:{_D
 _EMAIL = re.compile(
     rf"[\w.+-]{{1,64}}\s?(?:@|[\(\[\{{]\s?(?:at|AT|ät|arroba|chiocciola)\s?[\)\]\}}])\s?[\w-]{{1,63}}(?:\s?{_DOT}\s?[\w-]{{1,63}})+"
     rf"|[\w.+-]{{1,64}}\s(?:at|AT|arroba|chiocciola|arobase)\s[\w-]{{1,63}}(?:\s(?:dot|DOT|punkt|punto|point)\s)[\w-]{{2,63}}"
+    r"|[\w.+-]{1,64}(?:_at_|\s?@\s?)(?:[\w-]{1,63}\.[\w-]{2,63}|gmail|yahoo|hotmail|outlook|icloud|qq|163|126|foxmail|gmx|aol)\b"
     rf"|[\w.+-]{{1,64}}\s(?:arroba|chiocciola|arobase)\s[\w-]{{1,63}}\.[\w-]{{2,63}}"
 )
 _DIGITS = re.compile(rf"{_BEGIN}(?<![▯-])(?:\+|00)?\(?\d(?:[ ()./\-‐‑–]{{0,2}}\d){{7,15}}{_END}(?![▯-])")
+#: A number behind a word that says what it is for.
+_CALLED = re.compile(
+    r"(?:\b(?:tel|telephone|phone|call|dial|mobile|cell|fon|telefon|handy|anruf|téléphone|teléfono|telefono|móvil|hotline)\b|電話|电话|手机|手機|热线|熱線)"
+    r"[^\d▯\n]{0,25}(\d(?:[ ()./-]{0,2}\d){4,14})",
+    re.IGNORECASE,
+)
 #: Too short for _DIGITS, long enough to be dialled: the numbering plans decide.
 _NUMBERISH = re.compile(rf"{_BEGIN}(?<![▯.,-])[+(]?\d(?:[ ()./-]{{0,2}}\d){{5,6}}{_END}(?![▯-])")
 _HTML = re.compile(
@@ -57,7 +64,8 @@ _HTML = re.compile(
 )
 _GIF = re.compile(r"\bcid:\S{1,80}|[\w-]{1,80}\.(?:gif|png|jpe?g|webp|svg)\b", re.IGNORECASE)
 _PLACEHOLDER = re.compile(
-    r"\{\{|\}\}|\{%|%\}|\{#|#\}|\[\[|\]\]|\$\{[^}]*\}|%\([a-z_]+\)s|\{[a-z_.]+\}|<(?:[a-z][a-z0-9_ ]{1,30})>|\[(?:name|order|date|item|tracking|your|insert|order id|customer)[^\]]{0,30}\]"
+    r"\{\{|\}\}|\{%|%\}|\{#|#\}|\[\[|\]\]|\$\{[^}]*\}|%\([a-z_]+\)s|\{[a-z_.]+\}|<(?:[a-z][a-z0-9_ ]{1,30})>|\[(?i:name|order|date|item|tracking|your|insert|order id|customer)[^\]]{0,30}\]"
+    r"|#(?:N/A|REF!|VALUE!)"
     rf"|{_BEGIN}(?:None|nan|NaN|undefined|NULL|null|NoneType|XXX+|TODO|TBD|(?i:lorem ipsum)){_END}"
 )
 _ORDER_ID = re.compile(
@@ -264,6 +272,10 @@ def _addresses(text: str, context: GuardContext) -> Iterator[Finding]:
     for match in _DIGITS.finditer(numbers):
         spans.append(match.span())
         yield from _found("O3", match.group(), context)
+    for match in _CALLED.finditer(numbers):
+        if not any(start < match.end(1) and match.start(1) < end for start, end in spans):
+            spans.append(match.span(1))
+            yield from _found("O3", match.group(1), context)
     for candidate in _NUMBERISH.finditer(numbers):
         if not any(start < candidate.end() and candidate.start() < end for start, end in spans) and _is_phone(
             candidate.group()
