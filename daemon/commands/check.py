@@ -10,11 +10,12 @@ from pathlib import Path
 
 from classifiers.errors import ModelRefused
 from daemon import mind
+from daemon.commands.scratch import order_shelf
 from daemon.commands.shared import config_path, open_database, say, say_json
 from daemon.config import Config, MailboxConfig, load, missing_files
 from daemon.edges.credentials import sign_in
 from daemon.edges.imap import Imap
-from daemon.edges.orders import MemoryShelf
+from daemon.edges.orders import Shelf
 from daemon.edges.orders.opening import open_orders
 from daemon.edges.smtp import Smtp
 from daemon.errors import ConfigError, PostsaleError
@@ -116,15 +117,16 @@ def _database(config: Config) -> str:
 def _orders(config: Config, number: int) -> str:
     one = config.orders.model_copy(update={"sources": (config.orders.sources[number],)})
 
-    async def ask() -> int:
-        book = open_orders(one, MemoryShelf(), settle_seconds=0)
+    async def ask(shelf: Shelf) -> int:
+        book = open_orders(one, shelf, settle_seconds=0)
         try:
             await asyncio.wait_for(book.ping(), PING_SECONDS)
             return await book.refresh()
         finally:
             await book.close()
 
-    found = asyncio.run(ask())
+    with order_shelf(one) as shelf:
+        found = asyncio.run(ask(shelf))
     return f"{found} reports" if one.sources[0].kind == "folder" else "answers"
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any
 
 from daemon import mind, resources
+from daemon.commands.scratch import order_shelf
 from daemon.config import Config, OrdersConfig, ReadingConfig
-from daemon.edges.orders import MemoryShelf
 from daemon.edges.orders.opening import open_orders
 from daemon.edges.workers import WorkerFailure, WorkerLimits, WorkerPool
 from daemon.errors import PostsaleError
@@ -38,6 +39,7 @@ class Explainer:
         """``messages``: about how many will come; few of them need no second process."""
         self._now = now
         self._config = config
+        self._stack = ExitStack()
         self.reading = config.reading if config else ReadingConfig()
         self._stale_after = timedelta(hours=config.orders.stale_after_hours if config else 24)
         self._profiles = list(profiles(config).values()) if config else []
@@ -55,7 +57,8 @@ class Explainer:
             arguments=(files,),
             preload=("daemon.pipeline",),
         )
-        self._orders = open_orders(self._config.orders if self._config else OrdersConfig(), MemoryShelf(), settle_seconds=0)
+        orders = self._config.orders if self._config else OrdersConfig()
+        self._orders = open_orders(orders, self._stack.enter_context(order_shelf(orders)), settle_seconds=0)
         try:
             await self._orders.refresh()
         except BaseException:
@@ -68,6 +71,7 @@ class Explainer:
     ) -> None:
         self._pool.close()
         await self._orders.close()
+        self._stack.close()
 
     async def explain(self, raw: Mapping[str, bytes]) -> dict[str, dict[str, Any]]:
         """One record for each mail, by its name; shared out among the workers."""
