@@ -10,6 +10,8 @@ have_postgresql() { command -v initdb >/dev/null 2>&1 || ls /usr/lib/postgresql/
 
 packages=""
 have_dovecot || packages="$packages dovecot-core dovecot-imapd dovecot-lmtpd"
+command -v mbsync >/dev/null 2>&1 || packages="$packages isync"  # the measurements compare with these two
+command -v getmail >/dev/null 2>&1 || packages="$packages getmail6"
 have_postfix || packages="$packages postfix"
 have_postgresql || packages="$packages postgresql"
 command -v openssl >/dev/null 2>&1 || packages="$packages openssl"
