@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import platform
 import time
+import warnings
 from array import array
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -263,7 +264,9 @@ def _machines(
 ) -> tuple[Floats, Floats]:
     """One machine against the rest per class; a class without a message gets a score that nothing lifts."""
     machine = LinearSVC(C=REGULARISATION, random_state=0)
-    machine.fit(matrix, labels, sample_weight=weights)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # many labels of few messages each look like a regression to it
+        machine.fit(matrix, labels, sample_weight=weights)
     coef, intercept = machine.coef_, machine.intercept_
     if len(machine.classes_) == 2:
         coef, intercept = np.vstack([-coef, coef]), np.concatenate([-intercept, intercept])

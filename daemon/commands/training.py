@@ -117,7 +117,7 @@ def _train(place: Place, examples: list[Example], *, force: bool, quiet: bool) -
     with _progress(quiet) as progress:
         trained = train(examples, starter=corpus, settings=settings, progress=progress)
     live, live_folder = place.live()
-    known = _keys(live_folder) if live_folder != resources.starter_model() else set()
+    known = _keys(live_folder) if live_folder != resources.starter_model() else {e.key for e in corpus}
     comparison = compare(
         trained.model,
         trained.examples,
