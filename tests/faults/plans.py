@@ -43,6 +43,10 @@ WIRE_POINTS = [
 ]
 
 
+#: Slowest pace at which a heap of mail is expected to be worked off, on a busy machine.
+MAILS_A_SECOND = 4.0
+
+
 def sampled(items: Sequence[Any], size: float, rng: random.Random) -> list[Any]:
     """The share of the items that this size of run takes, the same ones for the same seed."""
     count = max(1, math.ceil(len(items) * size))
@@ -221,6 +225,7 @@ def _wire_fault(world: World, server: Any, step: str, kind: Kind) -> None:
 def renumbering(make: MakeWorld, *, mails: int, **how: Any) -> Tally:
     """The mailbox is restored under another UIDVALIDITY, with mail that nobody has seen among the old."""
     world = make(**how)
+    world.rest_seconds += mails / MAILS_A_SECOND
     for _ in range(mails):
         world.offer_any()
     world.recover()
@@ -247,6 +252,7 @@ def renumbering(make: MakeWorld, *, mails: int, **how: Any) -> Tally:
 def copies(make: MakeWorld, *, mails: int, **how: Any) -> Tally:
     """Each mail comes a second time by another way, some before the first was answered."""
     world = make(**how)
+    world.rest_seconds += mails / MAILS_A_SECOND
     buyers = [world.offer() for _ in range(mails)]
     for number, mail in enumerate(buyers):
         if number == mails // 2:
@@ -486,6 +492,7 @@ def two_services(make: MakeWorld, *, mails: int, **how: Any) -> Tally:
 def soak(make: MakeWorld, *, mails: int, **how: Any) -> Tally:
     """Much mail through one life of the service, with a fault now and then; memory and descriptors must stay flat."""
     world = make(**how)
+    world.rest_seconds += mails / MAILS_A_SECOND
     batch = 50
     for number in range(0, mails, batch):
         for _ in range(batch):

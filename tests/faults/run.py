@@ -60,6 +60,7 @@ class Report:
     """What a run came to."""
 
     form: Form
+    only: str = ""
     tallies: dict[tuple[str, str], Tally] = field(default_factory=dict)  # (plan, database)
     bugs: dict[str, Tally] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
@@ -77,17 +78,17 @@ class Report:
         return sum(not tally.clean for tally in self.bugs.values())
 
 
-def run(form: Form, *, say: Callable[[str], None] = lambda _: None) -> Report:
-    """Every plan on both databases, two at a time."""
-    report = Report(form)
+def run(form: Form, *, only: str = "", say: Callable[[str], None] = lambda _: None) -> Report:
+    """Every plan on both databases, two at a time; with ``only``, the plans of these letters."""
+    report = Report(form, only)
     began = time.monotonic()
     with _databases() as (sqlite, postgres, server):
-        jobs = list(_jobs(form, sqlite, postgres, server, report))
+        jobs = [job for job in _jobs(form, sqlite, postgres, report) if not only or job[0][0] in only]
         with ThreadPoolExecutor(2) as pool:
             for name, seconds in pool.map(lambda job: _timed(job, report), jobs):
                 say(f"{name}: {seconds:.0f} s")
         # alone, since it stops the server under everybody else
-        for job in _restarts(form, postgres, server, report):
+        for job in _restarts(form, postgres, server) if not only or "G" in only else ():
             say(f"{_timed(job, report)[0]}: done")
     report.seconds = time.monotonic() - began
     return report
@@ -106,7 +107,7 @@ def _timed(job: Job, report: Report) -> tuple[str, float]:
     return f"{plan} ({database})", time.monotonic() - began
 
 
-def _jobs(form: Form, sqlite: Make, postgres: Make, server: PostgresServer, report: Report) -> Iterator[Job]:
+def _jobs(form: Form, sqlite: Make, postgres: Make, report: Report) -> Iterator[Job]:
     rng = plans.random.Random(7)
     imap, smtp = partial(plans.sampled, plans.IMAP_FAULTS, rng=rng), partial(plans.sampled, plans.SMTP_FAULTS, rng=rng)
     for name, make, share in (("SQLite", sqlite, form.share), ("PostgreSQL", postgres, form.share_postgres)):
@@ -140,7 +141,7 @@ def _jobs(form: Form, sqlite: Make, postgres: Make, server: PostgresServer, repo
         yield f"R: {bug}", "SQLite", partial(_plant, sqlite, bug, report)
 
 
-def _restarts(form: Form, postgres: Make, server: PostgresServer, report: Report) -> Iterator[Job]:
+def _restarts(form: Form, postgres: Make, server: PostgresServer) -> Iterator[Job]:
     yield (
         "G: PostgreSQL crashes",
         "PostgreSQL",
@@ -259,6 +260,8 @@ def table(report: Report) -> str:
             f"- Soak, {total.soaked} mails in one life: resident memory {change:+.1%} from the first fifth to the last, "
             f"file descriptors {min(descriptors)} to {max(descriptors)}."
         )
+    if report.only:
+        report.left_out.append(f"all plans but {', '.join(report.only)}")
     lines += [f"- Left out: {what}." for what in report.left_out]
     return "\n".join(lines)
 
@@ -273,9 +276,10 @@ def write(page: Path, report: Report) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--long", action="store_true")
+    parser.add_argument("--only", default="", metavar="LETTERS", help="run the plans of these letters alone")
     parser.add_argument("--write", type=Path, metavar="PAGE")
     options = parser.parse_args()
-    report = run(LONG if options.long else SHORT, say=lambda line: print(line, file=sys.stderr, flush=True))
+    report = run(LONG if options.long else SHORT, only=options.only, say=lambda line: print(line, file=sys.stderr, flush=True))
     print(table(report))
     for (plan, database), tally in report.tallies.items():
         for violation in tally.violations:
