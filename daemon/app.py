@@ -126,20 +126,29 @@ def mind_files(config: Config) -> MindFiles:
     A live model that is refused leaves the one that was live before in force,
     and in the end the shipped one.
     """
-    folder = config.classifier.model_dir
-    model, key = resources.starter_model(), None
-    if (folder / LIVE_FILE).exists():
-        key = signing_key(folder, config.classifier.signing_key_file)
-        opened = open_best(folder, key, resources.starter_model())
-        for refused in opened.refused:
-            log.error("model.refused", problem=refused)
-        model, key = opened.folder, None if opened.folder == resources.starter_model() else key
+    model, key = _best_model(config)
     return MindFiles(
         model=model,
         playbook=config.playbook.path or resources.playbook(),
         templates=config.playbook.templates or resources.templates(),
         model_key=key,
     )
+
+
+def _best_model(config: Config) -> tuple[Path, bytes | None]:
+    """The folder of the model to use, and the key that it is signed with; None for the shipped one."""
+    folder, shipped = config.classifier.model_dir, resources.starter_model()
+    if not (folder / LIVE_FILE).exists():
+        return shipped, None
+    try:
+        key = signing_key(folder, config.classifier.signing_key_file)
+    except ModelRefused as error:
+        log.error("model.refused", problem=str(error))
+        return shipped, None
+    opened = open_best(folder, key, shipped)
+    for refused in opened.refused:
+        log.error("model.refused", problem=refused)
+    return opened.folder, None if opened.folder == shipped else key
 
 
 def _loading_report(file: str, rows: int) -> None:
