@@ -191,6 +191,8 @@ class Office:
             lambda c: cases.claim(c, worker=WORKER, limit=100, lease=timedelta(minutes=5), max_attempts=3, now=now)
         )
         (case,) = [c for c in claimed if c.case_id == case_id]
+        others = [c.case_id for c in claimed if c.case_id != case_id]
+        await self.database.write(lambda c: cases.give_back(c, others, worker=WORKER))
         reading = self.read(case.raw)
         if reading.envelope.kind is Kind.APPROVAL:
             await commands.carry_out(
