@@ -34,7 +34,9 @@ def test_enough_was_done_to_it(report: Report) -> None:
     total = report.total
     assert total.kills >= 200
     assert total.imap_faults + total.smtp_faults >= 150
-    assert total.answered >= total.offered / 2, "the mail was not only survived, but answered"
+    letters = [tally for (plan, _), tally in report.tallies.items() if not plan.startswith("M")]  # M offers robots and forgers
+    answered, offered = sum(t.answered for t in letters), sum(t.offered for t in letters)
+    assert answered >= offered / 2, "the mail was not only survived, but answered"
 
 
 def test_it_recovers_and_stops_soon(report: Report) -> None:
