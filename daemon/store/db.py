@@ -35,7 +35,8 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
-from sqlalchemy.pool import QueuePool
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.pool import NullPool, QueuePool
 
 from daemon.errors import Transient
 
@@ -105,6 +106,11 @@ class Database:
         """As read, for a plain thread. Not for the event loop."""
         with _translated(), self._read_engine.connect() as connection:
             return work(connection)
+
+    def session(self) -> Connection:
+        """A connection outside every pool, in autocommit, for what lasts as long as a session does: a lock on PostgreSQL."""
+        with _translated():
+            return _postgres_engine(self.url, None).connect().execution_options(isolation_level="AUTOCOMMIT")
 
     def busy_seconds(self) -> float:
         """How long the transaction that is being written has been running; 0 when none is."""
@@ -297,6 +303,8 @@ def _translated() -> Iterator[None]:
         yield
     except DBAPIError as error:
         raise _as_transient(error) from error
+    except PoolTimeout as error:
+        raise Transient("database: every connection is in use") from error
 
 
 def _engine(url: URL, *, connections: int, read_only: bool = False) -> Engine:
@@ -327,7 +335,7 @@ def _engine(url: URL, *, connections: int, read_only: bool = False) -> Engine:
     return engine
 
 
-def _postgres_engine(url: URL, connections: int) -> Engine:
+def _postgres_engine(url: URL, connections: int | None) -> Engine:
     # a link that was cut without a word must not hold the writer for hours
     link = {
         "connect_timeout": 10,
@@ -336,7 +344,10 @@ def _postgres_engine(url: URL, connections: int) -> Engine:
         "keepalives_count": 3,
         "tcp_user_timeout": 30_000,
     }
-    engine = create_engine(url, pool_size=connections + 2, max_overflow=2, pool_pre_ping=True, connect_args=link)
+    if connections is None:
+        engine = create_engine(url, poolclass=NullPool, connect_args=link)
+    else:
+        engine = create_engine(url, pool_size=connections + 2, max_overflow=2, pool_pre_ping=True, connect_args=link)
 
     def prepare(raw: Any, _record: Any) -> None:
         with raw.cursor() as cursor:

@@ -28,8 +28,9 @@ class Lock:
         self._database = database
         self._name = name
         self._key = int.from_bytes(hashlib.sha256(f"postsale:{name}".encode()).digest()[:8], "big", signed=True)
-        self._handle: int | None = None
-        self._connection: Connection | None = None
+        self._handle: int | None = None  # of the lock file
+        self._session: Connection | None = None  # kept between tries, since a session costs the server a process
+        self._ours = False  # the session has the advisory lock
 
     def acquire(self) -> bool:
         """Take the lock if nobody holds it; True when it is ours, also if it was already. Raises Transient."""
@@ -41,10 +42,10 @@ class Lock:
         """Whether the lock is still ours; on PostgreSQL the server is asked."""
         if self._handle is not None:
             return True
-        if self._connection is None:
+        if self._session is None or not self._ours:
             return False
         try:
-            self._connection.execute(text("SELECT 1"))
+            self._session.execute(text("SELECT 1"))
         except SQLAlchemyError:
             self.release()
             return False
@@ -55,12 +56,14 @@ class Lock:
         if self._handle is not None:
             os.close(self._handle)
             self._handle = None
-        if self._connection is not None:
-            connection, self._connection = self._connection, None
+        if self._session is not None:
+            session, self._session = self._session, None
+            ours, self._ours = self._ours, False
             with suppress(SQLAlchemyError):  # a dead session has no lock any more
-                connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": self._key})
-            connection.invalidate()  # ends the session, and with it the lock in any case
-            connection.close()
+                if ours:
+                    session.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": self._key})
+            session.invalidate()  # ends the session, and with it the lock in any case
+            session.close()
 
     def _flock(self) -> bool:
         path = Path(f"{self._database.url.database}.{self._name}.lock")
@@ -77,12 +80,11 @@ class Lock:
         return True
 
     def _advise(self) -> bool:
+        if self._session is None:
+            self._session = self._database.session()
         try:
-            connection = self._database.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-            if connection.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": self._key}).scalar_one():
-                self._connection = connection
-                return True
-            connection.close()
+            self._ours = bool(self._session.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": self._key}).scalar_one())
         except DBAPIError as error:
+            self.release()
             raise Transient(f"database: {error.orig}") from error
-        return False
+        return self._ours

@@ -293,6 +293,15 @@ def test_one_holder_of_a_named_lock(database: Database, connect: Callable[[], Da
     another.release()
 
 
+async def test_the_locks_of_many_mailboxes_leave_connections_for_the_work(database: Database, now: datetime) -> None:
+    locks = [Lock(database, f"{what}.{number}") for number in range(10) for what in ("watch", "send")]
+    assert all(lock.acquire() for lock in locks)
+    await asyncio.gather(*(database.write(put(str(i), now)) for i in range(10)))
+    await asyncio.gather(*(database.read(lambda c: c.execute(select(table.c.key)).all()) for _ in range(10)))
+    for lock in locks:
+        lock.release()
+
+
 def test_a_lost_postgres_session_loses_its_lock(postgres_server: PostgresServer) -> None:
     name = postgres_server.create_database()
     database = Database(postgres_server.url(name))
