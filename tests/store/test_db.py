@@ -225,6 +225,8 @@ class CuttingProxy(threading.Thread):
         self._target = port
         self._after_commit = after_commit
         self.armed = False
+        self._muted = False
+        self._answered = threading.Event()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
 
@@ -234,6 +236,7 @@ class CuttingProxy(threading.Thread):
                 client, _ = self._listener.accept()
             except OSError:
                 return
+            self._muted = False
             server = socket.create_connection(("127.0.0.1", self._target))
             threading.Thread(target=self._pass, args=(client, server, True), daemon=True).start()
             threading.Thread(target=self._pass, args=(server, client, False), daemon=True).start()
@@ -243,11 +246,15 @@ class CuttingProxy(threading.Thread):
             while data := source.recv(65536):
                 if watch and self.armed and b"COMMIT" in data:
                     self.armed = False
+                    self._muted = True
                     if self._after_commit:
                         target.sendall(data)
-                        target.recv(1, socket.MSG_PEEK)  # the server has answered: it is committed
+                        self._answered.wait(10)  # it is committed, and nobody will hear of it
                     for end in (source, target):
                         end.shutdown(socket.SHUT_RDWR)
+                    return
+                if self._muted and not watch:
+                    self._answered.set()
                     return
                 target.sendall(data)
             target.shutdown(socket.SHUT_WR)
