@@ -177,7 +177,7 @@ async def serve(order: dict[str, Any], mind: Mind) -> None:
     clock = JumpingClock(Path(order["clock_file"])) if order.get("clock_file") else SystemClock()
     boot_id = f"harness:{os.getpid()}"
     seconds = order.get("timeout", 0.5)
-    secure = order.get("ca_file")
+    secure, shop = order.get("ca_file"), order.get("shop", SHOP)
     place: dict[str, Any] = {"host": "localhost" if secure else "127.0.0.1", "timeout_seconds": seconds, "ca_file": secure}
     imap_config = ImapConfig(
         **place,
@@ -202,9 +202,9 @@ async def serve(order: dict[str, Any], mind: Mind) -> None:
     )
     profile = MailboxProfile(
         name="shop",
-        sender=Address("Shop", SHOP),
+        sender=Address("Shop", shop),
         shop_name="Shop",
-        identity=Identity(own_addresses=frozenset({SHOP}), message_id_domain="example.test"),
+        identity=Identity(own_addresses=frozenset({shop}), message_id_domain="example.test"),
         caps=Caps(**caps.model_dump()),
         response_hours=24,
         max_age=timedelta(hours=48),
@@ -213,7 +213,7 @@ async def serve(order: dict[str, Any], mind: Mind) -> None:
     )
 
     class Login:
-        username, oauth = SHOP, False
+        username, oauth = shop, False
 
         def secret(self) -> str:
             return PASSWORD
