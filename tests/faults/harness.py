@@ -184,6 +184,7 @@ class Tally:
     imap_faults: int = 0
     smtp_faults: int = 0
     offered: int = 0
+    judged: int = 0  # of these, the ones whose fate was looked at one by one
     answered: int = 0
     asked: int = 0
     duplicates: int = 0
@@ -417,6 +418,7 @@ class World:
             self.database.write_now(partial(release, case_id=case_id, actor="cli:harness", now=datetime.now(UTC)))
         if broken:
             self.rest()
+        self.tally.judged = len(self.inbound)
         self.tally.violations += list(self._violations())
 
     def _violations(self) -> Iterator[str]:

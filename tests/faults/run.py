@@ -221,10 +221,10 @@ def table(report: Report) -> str:
         )
     lines += ["", "| what must not happen | n | seen | 95 % upper bound |", "|---|---|---|---|"]
     for name, seen, n in (
-        ("mail lost", total.lost, total.offered),
-        ("buyer answered twice", total.duplicates, total.offered),
-        ("sent without approval, or other bytes", total.unapproved, total.offered),
-        ("sent to anybody else", total.wrong_recipient, total.offered),
+        ("mail lost", total.lost, total.judged),
+        ("buyer answered twice", total.duplicates, total.judged),
+        ("sent without approval, or other bytes", total.unapproved, total.judged),
+        ("sent to anybody else", total.wrong_recipient, total.judged),
         ("stuck after a fault", total.stuck, faults),
         ("service ended by an error of its own", total.crashes, faults),
         ("any other violation", total.other, faults),
