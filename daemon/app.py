@@ -50,8 +50,7 @@ from daemon.loops.rescore import rescore
 from daemon.loops.revise import Revise
 from daemon.loops.staff import Desk
 from daemon.loops.upkeep import Approvals, Task, Upkeep
-from daemon.mind import MindFiles
-from daemon.pipeline import Mind
+from daemon.mind import MindFacts, MindFiles
 from daemon.steps import guard
 from daemon.steps.approval import StaffRenderer
 from daemon.store import requests, tokens
@@ -72,13 +71,23 @@ class AlreadyRunning(PostsaleError):
 
 
 class Judge:
-    """The mind in force and the workers that carry it; reloading swaps both or changes nothing."""
+    """The workers that carry the mind in force; reloading swaps them or changes nothing."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
         self._files = mind_files(config)
-        self.mind: Mind = mind.load_mind(self._files, checked=True)
-        self._pool = self._start()
+        self._pool = self._start(self._files)
+        self._facts: MindFacts | None = None
+
+    def load(self) -> None:
+        """Wait until the mind is loaded; blocks. Raises ConfigError or ModelRefused when it cannot be used."""
+        self._facts = self._pool.prepared()
+
+    @property
+    def facts(self) -> MindFacts:
+        if self._facts is None:
+            raise RuntimeError("the mind is not loaded yet")
+        return self._facts
 
     @property
     def workers(self) -> WorkerPool[Any, Any]:
@@ -87,20 +96,22 @@ class Judge:
     @property
     def versions(self) -> tuple[str, str]:
         """(model, playbook)"""
-        return self.mind.model.version, self.mind.playbook.version
+        return self.facts.model_version, self.facts.playbook_version
 
     def reload(self) -> bool:
-        """Read model, playbook and templates anew; False, and everything stays, when one cannot be used."""
+        """Read model, playbook and templates anew; False, and everything stays, when one cannot be used. Blocks."""
+        files = mind_files(self._config)
+        pool = self._start(files)
         try:
-            files = mind_files(self._config)
-            fresh = mind.load_mind(files, checked=True)
-        except (ConfigError, ModelRefused, OSError) as error:
+            fresh: MindFacts = pool.prepared()
+        except (ConfigError, ModelRefused, OSError, EOFError) as error:
+            pool.close()
             log.error("service.reload_refused", problem=str(error))
             return False
-        if (fresh.model.version, fresh.playbook.version) == self.versions and files == self._files:
+        if (fresh.model_version, fresh.playbook_version) == self.versions and files == self._files:
+            pool.close()
             return True
-        self._files, self.mind, old = files, fresh, self._pool
-        self._pool = self._start()
+        self._files, self._facts, self._pool, old = files, fresh, pool, self._pool
         old.retire()
         log.info("service.reloaded", model=self.versions[0], playbook=self.versions[1])
         return True
@@ -108,15 +119,15 @@ class Judge:
     def close(self) -> None:
         self._pool.close()
 
-    def _start(self) -> WorkerPool[Any, Any]:
+    def _start(self, files: MindFiles) -> WorkerPool[Any, Any]:
         reading = self._config.reading
         return WorkerPool(
             mind.think,
             processes=self._config.service.workers,
             limits=WorkerLimits(reading.cpu_seconds, reading.wall_seconds, reading.memory_bytes),
             prepare=mind.prepare,
-            arguments=(self._files,),
-            preload=("daemon.pipeline",),
+            arguments=(files, True),
+            warm_up=mind.warm_up,
         )
 
 
@@ -132,6 +143,7 @@ def mind_files(config: Config) -> MindFiles:
         playbook=config.playbook.path or resources.playbook(),
         templates=config.playbook.templates or resources.templates(),
         model_key=key,
+        checked=config.service.data_dir / "templates.checked",
     )
 
 
@@ -218,16 +230,25 @@ class App:
 
     async def __aenter__(self) -> App:
         """Lock, migrate, load the mind and build the loops; nothing is sent or read yet."""
+        try:
+            await self._open()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        return self
+
+    async def _open(self) -> None:
         config, folder = self.config, self.config.service.data_dir
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # The workers' nursery is forked from this process, so it comes before any thread, file or lock.
+        self.judge = Judge(config)
+        self._stack.callback(self.judge.close)
         self._lock_instance(folder)
         self.database = Database(config.database_url, password=database_password(config))
         self._stack.callback(self.database.close)
         await asyncio.to_thread(upgrade, self.database)
-        self.judge = Judge(config)
-        self._stack.callback(self.judge.close)
+        await asyncio.to_thread(self.judge.load)
         self._build(service_key(folder))
-        return self
 
     async def __aexit__(self, *exc: object) -> None:
         await self._stack.aclose()
@@ -257,8 +278,8 @@ class App:
             key=key,
             staff=StaffRenderer(staff_templates(config)),
             revise=Revise(database, config, key, clock, self._reread),
-            labels=lambda: {*self.judge.mind.model.labels, *self.judge.mind.model.classes},
-            action_text=lambda code, language: self.judge.mind.playbook.action_text(code, language),
+            labels=lambda: set(self.judge.facts.labels),
+            action_text=lambda code, language: self.judge.facts.action_text(code, language),
         )
         self._sent = {m.name: Imap(m.imap, sign_in(config, m)) for m in config.mailboxes}
         approvals = Approvals(desk, on_notice=self.wake_senders, answered=self._answered)
@@ -271,7 +292,7 @@ class App:
             token_ends=self._token_ends,
             post=post_json,
             on_notice=self.wake_senders,
-            expected=lambda: self.judge.mind.model.head.expected,
+            expected=lambda: self.judge.facts.expected,
         )
         tasks = (Task("orders", self._refresh_orders, every=REPORTS_EVERY), *approvals.tasks(), *care.tasks())
         self.upkeep = Upkeep(tasks=tasks, clock=clock, next_due=approvals.next_due)

@@ -18,10 +18,13 @@ from daemon.errors import NeedsHuman
 from daemon.languages import SITE_LANGUAGES, reply_language
 from daemon.steps import authentication, enrich, flags, gate, guard, language, marketplace, parse, policy, writing
 from daemon.steps.classify import classify
-from daemon.steps.draft import Renderer, reply_subject, reply_values
+from daemon.steps.draft import Frozen, Renderer, freeze, message_id, quotable, reply_subject, reply_values
 from daemon.vocab import (
+    Address,
     Binding,
     Caps,
+    DeliveryKind,
+    Draft,
     Flag,
     GateVerdict,
     History,
@@ -60,6 +63,18 @@ class Circumstances:
     may_wait: bool = False  # facts may still come: defer instead of asking a person at once
     person_reason: str | None = None  # why a person has to look, whatever the message says
     staff_label: str | None = None  # a person's label outranks the model's, and a person sees the reply
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyPlan:
+    """Which revision of whose reply a draft becomes. ``key`` makes its Message-ID one that nobody can guess."""
+
+    key: bytes
+    mailbox: str
+    sender: Address
+    domain: str  # of the Message-ID
+    case_id: int
+    revision: int
 
 
 def read(raw: bytes, mind: Mind, identity: Identity) -> Reading:
@@ -127,6 +142,38 @@ def decide(reading: Reading, circumstances: Circumstances, mind: Mind) -> Outcom
     if circumstances.may_wait and outcome.decision.mode is Mode.HUMAN and _facts_may_come(reading, facts, verdict):
         outcome = replace(outcome, defer_reason="order_unknown" if facts is None else "order_stale")
     return outcome
+
+
+def frozen_reply(plan: ReplyPlan, reading: Reading, draft: Draft, *, automatic: bool, now: datetime) -> Frozen:
+    """One revision as the very bytes that would leave.
+
+    Raises NeedsHuman: ``no_safe_address`` when there is nobody to answer,
+    ``not_freezable`` when the text does not survive being made into mail.
+    """
+    mail, recipient = reading.mail, reading.envelope.reply_to
+    if recipient is None:
+        raise NeedsHuman("no_safe_address")
+    try:
+        return freeze(
+            draft,
+            sender=plan.sender,
+            recipient=recipient,
+            message_id=message_id(
+                plan.key,
+                mailbox=plan.mailbox,
+                case_id=plan.case_id,
+                kind=DeliveryKind.BUYER_REPLY,
+                revision=plan.revision,
+                domain=plan.domain,
+            ),
+            in_reply_to=mail.message_id,
+            references=mail.references or mail.in_reply_to,
+            now=now,
+            automatic=automatic,
+            quote=quotable(reading.writing.text),
+        )
+    except ValueError as error:
+        raise NeedsHuman("not_freezable", str(error)) from error
 
 
 def _facts(reading: Reading, circumstances: Circumstances) -> tuple[OrderFacts | None, Binding]:

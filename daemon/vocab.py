@@ -509,6 +509,12 @@ class Outcome:
     defer_reason: str | None = None  # facts are missing and may still come
 
 
+class JsonText(str):
+    """JSON that has been written already; the store keeps it as it is."""
+
+    __slots__ = ()
+
+
 # --------------------------------------------------------------------------- approval
 
 

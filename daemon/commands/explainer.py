@@ -47,7 +47,6 @@ class Explainer:
 
     async def __aenter__(self) -> Explainer:
         files = self._mind_files()
-        mind.load_mind(files)  # a playbook or model that cannot be used is told here, not by a worker
         limits = WorkerLimits(self.reading.cpu_seconds, self.reading.wall_seconds, self.reading.memory_bytes)
         self._pool: WorkerPool[Any, Any] = WorkerPool(
             mind.think,
@@ -55,8 +54,13 @@ class Explainer:
             limits=limits,
             prepare=mind.prepare,
             arguments=(files,),
-            preload=("daemon.pipeline",),
+            warm_up=mind.warm_up,
         )
+        try:
+            self._pool.prepared()
+        except BaseException:
+            self._pool.close()
+            raise
         orders = self._config.orders if self._config else OrdersConfig()
         self._orders = open_orders(orders, self._stack.enter_context(order_shelf(orders)), settle_seconds=0)
         try:

@@ -1,16 +1,16 @@
 """Takes stored mail forward: read, decide, and write the outcome down.
 
 Cases are claimed in batches. Reading and deciding run in killable workers;
-between the two the store and the order sources are asked. Every case is
-settled in a unit of work of its own, so that one that was moved by somebody
-else in the meantime does not hold up its neighbours.
+between the two the store and the order sources are asked. What a batch comes
+to is committed at once; a case that was moved by somebody else in the
+meantime is left out and does not hold up its neighbours.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
@@ -18,19 +18,19 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection
 
 from daemon import log as logging
-from daemon import record
 from daemon.clock import RECONNECT_BACKOFF_SECONDS, Clock, backoff
 from daemon.edges.workers import WorkerFailure
-from daemon.errors import NeedsHuman, Permanent, Transient
+from daemon.errors import Permanent, Transient
 from daemon.loops.loop import Loop, Pace
 from daemon.loops.profiles import MailboxProfile
-from daemon.loops.recheck import OrderRows, order_state
-from daemon.loops.replies import Author, Thinker, frozen_reply
+from daemon.loops.recheck import OrderRows
+from daemon.loops.replies import Thinker, new_draft, reply_plan
 from daemon.mime.bounce import bounce_of
-from daemon.mind import DecideTask, ReadTask
-from daemon.pipeline import Circumstances
-from daemon.store import cases, drafts, feedback, outbox
-from daemon.store.cases import Claimed, Context, Settlement, Understood
+from daemon.mind import Gist, GistTask, Settled, SettleTask
+from daemon.pipeline import Circumstances, ReplyPlan
+from daemon.store import batches, cases, drafts, outbox
+from daemon.store.batches import Asked, Filing, Known
+from daemon.store.cases import Claimed, Settlement, Understood
 from daemon.store.db import Database
 from daemon.store.drafts import NewDraft
 from daemon.store.transitions import StaleMove, move_case
@@ -43,7 +43,6 @@ from daemon.vocab import (
     Mode,
     Notice,
     OrderId,
-    Outcome,
     Outgoing,
     Reading,
 )
@@ -54,6 +53,9 @@ T = TypeVar("T")
 
 ACTOR = "postsale"
 LEASE = timedelta(minutes=5)
+#: Batches under way at the same time, and how many each lane takes forward before the loop looks up.
+LANES = 3
+BATCHES_A_STEP = 8
 #: How soon a deferred case is looked at again.
 DEFER_STEP = timedelta(minutes=1)
 
@@ -112,10 +114,9 @@ class Advance(Loop):
         self.orders_trouble: str | None = None  # why order sources cannot be asked, for alarms
 
     async def step(self) -> Pace:
-        """Take one batch forward."""
+        """Take some batches forward."""
         try:
-            # Two batches in flight: while one is being written, the workers think about the other.
-            paces = await asyncio.gather(self._batch(), self._batch())
+            paces = await asyncio.gather(*(self._lane() for _ in range(LANES)))
         except Transient as error:
             self._failures += 1
             log.warning("advance.failed", problem=str(error))
@@ -123,6 +124,17 @@ class Advance(Loop):
         self._failures = 0
         done, due = sum(p.done for p in paces), [p.next_seconds for p in paces if p.next_seconds is not None]
         return Pace(done, min(due, default=None))
+
+    async def _lane(self) -> Pace:
+        """Batch after batch, a few of them; lanes beside it keep workers and database busy at the same time."""
+        done = 0
+        for _ in range(BATCHES_A_STEP):
+            pace = await self._batch()
+            done += pace.done
+            if not pace.done:
+                return Pace(done, pace.next_seconds)
+            self.beat()
+        return Pace(done)
 
     async def _batch(self) -> Pace:
         now, how = self.clock.now(), self._settings
@@ -138,14 +150,40 @@ class Advance(Loop):
     # ------------------------------------------------------------------ the batch
 
     async def _advance(self, claimed: Sequence[Claimed]) -> None:
-        readings = await self._thinker().map([ReadTask(c.raw, self._profiles[c.mailbox].identity) for c in claimed])
-        read = await asyncio.gather(*(self._understand(c, r) for c, r in zip(claimed, readings, strict=True)))
-        wanted = [item for item in read if item is not None]
+        gists = await self._thinker().map([GistTask(c.raw, self._profiles[c.mailbox].identity) for c in claimed])
+        read: list[tuple[Claimed, Gist]] = []
+        for case, gist in zip(claimed, gists, strict=True):
+            if isinstance(gist, WorkerFailure):
+                await self._fail(case, gist)
+            else:
+                read.append((case, gist))
+        wanted = [item for item in await self._understand(read) if not await self._ends_here(item)]
         if not wanted:
             return
-        rows = await self._rows([o for item in wanted for o in item.reading.envelope.order_ids])
-        outcomes = await self._thinker().map([DecideTask(item.reading, self._circumstances(item, rows)) for item in wanted])
-        await asyncio.gather(*(self._settle(item, out) for item, out in zip(wanted, outcomes, strict=True)))
+        rows = await self._rows([o for item in wanted for o in item.gist.order_ids])
+        tasks = [SettleTask(i.gist.packed, self._circumstances(i, rows), self._plan(i)) for i in wanted]
+        decided: list[tuple[_Item, Settled]] = []
+        for item, settled in zip(wanted, await self._thinker().map(tasks), strict=True):
+            if isinstance(settled, WorkerFailure):
+                await self._fail(item.case, settled)
+            else:
+                decided.append((item, settled))
+        await self._settle(decided)
+
+    async def _understand(self, read: Sequence[tuple[Claimed, Gist]]) -> list[_Item]:
+        """Write down what the messages are; those whose claim was lost are left out."""
+        if not read:
+            return []
+        asked = [Asked(c.case_id, _understood(g), self._profiles[c.mailbox].response_hours) for c, g in read]
+        worker, now = self._settings.worker, self.clock.now()
+        known = await self._db.write(lambda c: batches.understand_many(c, asked, worker=worker, now=now))
+        items: list[_Item] = []
+        for (case, gist), found in zip(read, known, strict=True):
+            if found is None:
+                log.info("case.claim_lost", case_id=case.case_id)
+            else:
+                items.append(_Item(case, gist, found))
+        return items
 
     async def _rows(self, ids: Sequence[OrderId]) -> OrderRows:
         """Order rows; none while a source cannot be asked: unknown waits or goes to a person, and all other mail goes on."""
@@ -159,66 +197,50 @@ class Advance(Loop):
             self.orders_trouble = None
         return rows
 
-    async def _understand(self, case: Claimed, reading: Reading | WorkerFailure) -> _Item | None:
-        """Write down what a message is; None when its way ends here."""
-        if isinstance(reading, WorkerFailure):
-            await self._fail(case, reading)
-            return None
-
-        def unit(connection: Connection) -> tuple[Context, str | None, int]:
-            context = cases.understand(
-                connection,
-                case.case_id,
-                _understood(reading),
-                worker=self._settings.worker,
-                response_hours=self._profiles[case.mailbox].response_hours,
-                now=self.clock.now(),
-            )
-            return context, feedback.staff_label(connection, case.case_id), cases.revision(connection, case.case_id)
-
-        try:
-            context, staff_label, revision = await self._db.write(unit)
-        except StaleMove:
-            log.info("case.claim_lost", case_id=case.case_id)
-            return None
-        item = _Item(case, reading, context, staff_label, revision)
+    async def _ends_here(self, item: _Item) -> bool:
+        """Deal with what is no new message of a buyer's; False for what is to be decided."""
+        case, context = item.case, item.known.context
         if context.duplicate_of is not None:
             await self._finish(item, CaseState.IGNORED, "duplicate", detail={"duplicate_of": context.duplicate_of})
-        elif reading.envelope.kind is Kind.APPROVAL:
+        elif item.gist.kind is Kind.APPROVAL:
             try:
-                await self._carry_out(case, reading)
+                await self._carry_out(case, item.gist.reading())
             except Transient as error:  # its sender cannot be proved for now; the lease's end tries again
                 log.warning("approval.postponed", case_id=case.case_id, problem=str(error))
             self._on_queued()
             self._on_waiting()
-        elif reading.envelope.notice in (Notice.BOUNCE, Notice.NOT_SENT):
+        elif item.gist.notice in (Notice.BOUNCE, Notice.NOT_SENT):
             await self._refused_later(item)
-        elif reading.envelope.notice is Notice.OWN_COPY:
+        elif item.gist.notice is Notice.OWN_COPY:
             await self._answered_elsewhere(item)
         else:
-            return item
-        return None
+            return False
+        return True
 
     def _circumstances(self, item: _Item, rows: OrderRows) -> Circumstances:
         profile, how, now = self._profiles[item.case.mailbox], self._settings, self.clock.now()
-        named = item.reading.envelope.order_ids
         return Circumstances(
             now=now,
-            rows=tuple(row for order in named for row in rows.get(order, ())),
-            history=item.context.history,
+            rows=tuple(row for order in item.gist.order_ids for row in rows.get(order, ())),
+            history=item.known.context.history,
             caps=profile.caps,
             stale_after=how.stale_after,
             shop_name=profile.shop_name,
             may_wait=now - item.case.received_at < how.defer,
             person_reason=_person_reason(item, profile),
-            staff_label=item.staff_label,
+            staff_label=item.known.staff_label,
         )
+
+    def _plan(self, item: _Item) -> ReplyPlan:
+        profile = self._profiles[item.case.mailbox]
+        return reply_plan(self._settings.key, profile, case_id=item.case.case_id, revision=item.known.revision + 1)
 
     # ------------------------------------------------------------------ system mail about our own
 
     async def _refused_later(self, item: _Item) -> None:
         """A bounce, or the marketplace's word that it did not pass our mail on (RFC 3464)."""
-        mail, report = item.reading.mail, bounce_of(item.reading.mail)
+        mail = item.gist.reading().mail
+        report = bounce_of(mail)
         named = report.message_ids if report else (*mail.in_reply_to, *reversed(mail.references))
         recipients = report.recipients if report else ()
         reason = f"{report.status} {report.diagnostic}".strip() if report else mail.subject
@@ -234,7 +256,7 @@ class Advance(Loop):
                 )
                 if delivery is not None:
                     break
-            lost = delivery is None and item.reading.envelope.notice is Notice.NOT_SENT
+            lost = delivery is None and item.gist.notice is Notice.NOT_SENT
             to, why = (CaseState.HUMAN, "not_sent_unmatched") if lost else (CaseState.IGNORED, "delivery_report")
             self._write(connection, item, to, why, detail={"delivery": delivery})
 
@@ -246,9 +268,9 @@ class Advance(Loop):
 
         def unit(connection: Connection) -> None:
             now = self.clock.now()
-            orders = [o.value for o in item.reading.envelope.order_ids]
+            orders = [o.value for o in item.gist.order_ids]
             waiting = {
-                *cases.open_in_thread(connection, item.context.thread_id, before=item.case.case_id),
+                *cases.open_in_thread(connection, item.thread_id, before=item.case.case_id),
                 *cases.open_for_orders(connection, item.case.mailbox, orders, before=item.case.case_id),
             }
             for case_id, state in sorted(waiting):
@@ -263,102 +285,114 @@ class Advance(Loop):
 
     # ------------------------------------------------------------------ settling
 
-    async def _settle(self, item: _Item, outcome: Outcome | WorkerFailure) -> None:
-        if isinstance(outcome, WorkerFailure):
-            await self._fail(item.case, outcome)
-            return
-        reply = None
-        if outcome.draft is not None and item.reading.envelope.reply_to is not None:
-            try:
-                reply = self._reply(item, outcome)
-            except NeedsHuman as lack:
-                reasons = (*outcome.decision.reasons, lack.reason)
-                outcome = replace(outcome, draft=None, decision=replace(outcome.decision, reasons=reasons))
+    async def _settle(self, items: Sequence[tuple[_Item, Settled]]) -> None:
+        """Write the outcomes down: at once for those that are alone in their threads, for the others one by one."""
+        worker, now = self._settings.worker, self.clock.now()
 
-        final = outcome
+        def unit(connection: Connection) -> tuple[set[int], list[tuple[_Item, Settlement]]]:
+            alone = batches.alone_in_thread(connection, [item.thread_id for item, _ in items])
+            filings: dict[int, tuple[_Item, Filing]] = {}
+            for item, settled in items:
+                if item.thread_id not in alone or item.known.revision:
+                    continue
+                to, reason = self._destination(settled, Surroundings())
+                if to in (CaseState.QUEUED, item.case.state):
+                    continue
+                draft = self._draft(item, settled) if to in _DRAFT_STATES else None
+                settlement = self._settlement(item, to, reason, settled=settled)
+                filings[item.case.case_id] = item, Filing(settlement, draft, _DRAFT_STATES.get(to, DraftState.PENDING))
+            done = batches.settle_many(connection, [filing for _, filing in filings.values()], worker=worker, now=now)
+            return set(filings), [(filings[case_id][0], filings[case_id][1].settlement) for case_id in done]
 
-        def unit(connection: Connection) -> CaseState:
-            to, reason = self._destination(connection, item, final)
+        filed, ended = await self._db.write(unit)
+        for item, settlement in ended:
+            self._tell(item, settlement)
+        for case_id in filed - {item.case.case_id for item, _ in ended}:
+            log.info("case.claim_lost", case_id=case_id)
+        await asyncio.gather(*(self._settle_one(i, s) for i, s in items if i.case.case_id not in filed))
+
+    async def _settle_one(self, item: _Item, settled: Settled) -> None:
+        def unit(connection: Connection) -> Settlement:
+            to, reason = self._destination(settled, self._surroundings(connection, item))
             if to in _REPLACES_EARLIER:
                 self._overtake(connection, item)
-            values: dict[str, Any] = {
-                "label": outcome_label(item, outcome)[0],
-                "sublabel": outcome_label(item, outcome)[1],
-                "confidence": item.reading.prediction.confidence,
-                "policy": outcome.decision.policy,
-                "template": outcome.decision.template,
-                "mode": outcome.decision.mode.value,
-                "model_version": self._versions()[0],
-                "playbook_version": self._versions()[1],
-                "due_at": self.clock.now() + DEFER_STEP if to is CaseState.DEFERRED else None,
-            }
-            self._write(connection, item, to, reason, values=values, outcome=outcome)
-            if reply is not None and to in _DRAFT_STATES:
-                drafts.create(connection, reply, state=_DRAFT_STATES[to], now=self.clock.now())
+            settlement = self._settlement(item, to, reason, settled=settled)
+            cases.settle(connection, settlement, worker=self._settings.worker, now=self.clock.now())
+            draft = self._draft(item, settled) if to in _DRAFT_STATES else None
+            if draft is not None:
+                drafts.create(connection, draft, state=_DRAFT_STATES[to], now=self.clock.now())
                 if to is CaseState.QUEUED:
-                    outgoing = self._outgoing(item, reply)
-                    outbox.enqueue(connection, outgoing, now=self.clock.now(), template=reply.template, automatic=True)
-            return to
+                    outgoing = self._outgoing(item, draft)
+                    outbox.enqueue(connection, outgoing, now=self.clock.now(), template=draft.template, automatic=True)
+            return settlement
 
-        to = await self._guarded(item, unit)
+        settlement = await self._guarded(item, unit)
+        if settlement is not None:
+            self._tell(item, settlement)
+
+    def _tell(self, item: _Item, settlement: Settlement) -> None:
+        to = settlement.to
+        log.info("case.settled", case_id=item.case.case_id, state=to.value, reason=settlement.reason)
         if to is CaseState.QUEUED:
             self._on_queued()
         elif to in (CaseState.AWAITING_APPROVAL, CaseState.HUMAN):
             self._on_waiting()
 
-    def _destination(self, connection: Connection, item: _Item, outcome: Outcome) -> tuple[CaseState, str]:
-        decision = outcome.decision
-        if decision.mode is Mode.NONE:
-            ignored = outcome.verdict.verdict is GateVerdict.IGNORE
-            return CaseState.IGNORED, outcome.verdict.reason if ignored else decision.reasons[0]
-        overtaken = item.reading.envelope.kind is Kind.BUYER and cases.newer_in_thread(
-            connection, item.context.thread_id, after=item.case.case_id
+    def _surroundings(self, connection: Connection, item: _Item) -> Surroundings:
+        return Surroundings(
+            overtaken=item.gist.kind is Kind.BUYER
+            and cases.newer_in_thread(connection, item.thread_id, after=item.case.case_id),
+            with_person=any(state is CaseState.HUMAN for _, state in self._earlier(connection, item)),
         )
-        if overtaken and decision.mode is not Mode.HUMAN:  # what a person must see is not hidden by the next mail
+
+    def _destination(self, settled: Settled, around: Surroundings) -> tuple[CaseState, str]:
+        if settled.mode is Mode.NONE:
+            ignored = settled.verdict is GateVerdict.IGNORE
+            return CaseState.IGNORED, settled.verdict_reason if ignored else settled.reasons[0]
+        if around.overtaken and settled.mode is not Mode.HUMAN:  # what a person must see is not hidden by the next mail
             return CaseState.WITHDRAWN, "buyer_wrote_again"
-        if outcome.defer_reason is not None:
-            return CaseState.DEFERRED, outcome.defer_reason
-        if not self._live(decision.group):
-            return CaseState.SHADOWED, decision.reasons[0]
-        if decision.mode is Mode.HUMAN or outcome.draft is None or item.reading.envelope.reply_to is None:
-            return CaseState.HUMAN, decision.reasons[-1]
-        if any(state is CaseState.HUMAN for _, state in self._earlier(connection, item)):
+        if settled.defer_reason is not None:
+            return CaseState.DEFERRED, settled.defer_reason
+        if not self._live(settled.group):
+            return CaseState.SHADOWED, settled.reasons[0]
+        if settled.mode is Mode.HUMAN or settled.reply is None:
+            return CaseState.HUMAN, settled.reasons[-1]
+        if around.with_person:
             return CaseState.HUMAN, "thread_with_person"
-        if decision.mode is Mode.SEND:
-            return CaseState.QUEUED, decision.reasons[0]
-        return CaseState.AWAITING_APPROVAL, decision.reasons[0]
+        if settled.mode is Mode.SEND:
+            return CaseState.QUEUED, settled.reasons[0]
+        return CaseState.AWAITING_APPROVAL, settled.reasons[0]
 
     def _live(self, group: str | None) -> bool:
         how = self._settings
         return how.live and (group is None or any(fnmatchcase(group, pattern) for pattern in how.live_policies))
 
     def _earlier(self, connection: Connection, item: _Item) -> list[tuple[int, CaseState]]:
-        return cases.open_in_thread(connection, item.context.thread_id, before=item.case.case_id)
+        return cases.open_in_thread(connection, item.thread_id, before=item.case.case_id)
 
     def _overtake(self, connection: Connection, item: _Item) -> None:
         """A newer mail of the buyer takes the place of what still waits in its thread, except what a person has."""
-        if item.reading.envelope.kind is not Kind.BUYER:
+        if item.gist.kind is not Kind.BUYER:
             return
         for case_id, state in self._earlier(connection, item):
             if state is not CaseState.HUMAN:
                 drafts.withdraw(connection, case_id, reason="buyer_wrote_again", actor=ACTOR, now=self.clock.now())
 
-    def _reply(self, item: _Item, outcome: Outcome) -> NewDraft:
-        """The frozen reply of an outcome's draft, as the next revision of its case."""
-        if outcome.draft is None:
-            raise ValueError("the outcome has no draft")
-        decision = outcome.decision
-        return frozen_reply(
-            self._settings.key,
-            self._profiles[item.case.mailbox],
-            case_id=item.case.case_id,
-            revision=item.revision + 1,
-            reading=item.reading,
-            draft=outcome.draft,
-            findings=outcome.findings,
-            order_state=order_state(outcome.facts),
-            author=Author(ACTOR, decision.policy, decision.template, automatic=decision.mode is Mode.SEND),
-            now=self.clock.now(),
+    def _draft(self, item: _Item, settled: Settled) -> NewDraft | None:
+        """The frozen reply as the next revision of its case; None where there is none."""
+        reply = settled.reply
+        if reply is None:
+            return None
+        return new_draft(
+            self._plan(item),
+            reply.draft,
+            reply.frozen,
+            recipient=reply.recipient,
+            author=ACTOR,
+            policy=settled.policy,
+            template=settled.template,
+            findings=reply.findings,
+            order_state=reply.order_state,
         )
 
     def _outgoing(self, item: _Item, reply: NewDraft) -> Outgoing:
@@ -400,28 +434,45 @@ class Advance(Loop):
             return None
 
     def _write(
+        self, connection: Connection, item: _Item, to: CaseState, reason: str, *, detail: Mapping[str, Any] | None = None
+    ) -> None:
+        settlement = self._settlement(item, to, reason, detail=detail)
+        cases.settle(connection, settlement, worker=self._settings.worker, now=self.clock.now())
+        log.info("case.settled", case_id=item.case.case_id, state=to.value, reason=reason[:60])
+
+    def _settlement(
         self,
-        connection: Connection,
         item: _Item,
         to: CaseState,
         reason: str,
         *,
-        values: Mapping[str, Any] | None = None,
-        outcome: Outcome | None = None,
+        settled: Settled | None = None,
         detail: Mapping[str, Any] | None = None,
-    ) -> None:
-        settlement = Settlement(
+    ) -> Settlement:
+        values: dict[str, Any] = {}
+        if settled is not None:
+            label, sublabel = _label(item)
+            values = {
+                "label": label,
+                "sublabel": sublabel,
+                "confidence": item.gist.confidence,
+                "policy": settled.policy,
+                "template": settled.template,
+                "mode": settled.mode.value,
+                "model_version": self._versions()[0],
+                "playbook_version": self._versions()[1],
+                "due_at": self.clock.now() + DEFER_STEP if to is CaseState.DEFERRED else None,
+            }
+        return Settlement(
             item.case.case_id,
             item.case.state,
             to,
             reason[:60],
-            values=values or {},
-            reading=record.reading_record(item.reading),
-            outcome=record.outcome_record(outcome) if outcome else None,
+            values=values,
+            reading=item.gist.record,
+            outcome=settled.record if settled is not None else None,
             detail=detail,
         )
-        cases.settle(connection, settlement, worker=self._settings.worker, now=self.clock.now())
-        log.info("case.settled", case_id=item.case.case_id, state=to.value, reason=reason[:60])
 
 
 @dataclass(frozen=True, slots=True)
@@ -429,18 +480,28 @@ class _Item:
     """One claimed case, read and understood."""
 
     case: Claimed
-    reading: Reading
-    context: Context
-    staff_label: str | None
-    revision: int
+    gist: Gist
+    known: Known
+
+    @property
+    def thread_id(self) -> int:
+        return self.known.context.thread_id
 
 
-def outcome_label(item: _Item, outcome: Outcome) -> tuple[str, str | None]:
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What else goes on in a message's thread."""
+
+    overtaken: bool = False  # the buyer wrote again
+    with_person: bool = False  # an earlier message lies with a person
+
+
+def _label(item: _Item) -> tuple[str, str | None]:
     """The label that the outcome rests on: a person's, else the model's."""
-    if item.staff_label:
-        label, _, sublabel = item.staff_label.partition("/")
+    if item.known.staff_label:
+        label, _, sublabel = item.known.staff_label.partition("/")
         return label, sublabel or None
-    return item.reading.prediction.label, item.reading.prediction.sublabel
+    return item.gist.label, item.gist.sublabel
 
 
 def _person_reason(item: _Item, profile: MailboxProfile) -> str | None:
@@ -449,7 +510,7 @@ def _person_reason(item: _Item, profile: MailboxProfile) -> str | None:
         return "too_large"
     if item.case.review:
         return "folder_under_review"
-    if item.context.reused_message_id:
+    if item.known.context.reused_message_id:
         return "message_id_reused"
     arrived = item.case.internal_date or item.case.received_at
     if item.case.received_at - arrived > profile.max_age:
@@ -457,21 +518,17 @@ def _person_reason(item: _Item, profile: MailboxProfile) -> str | None:
     return None
 
 
-def _understood(reading: Reading) -> Understood:
-    mail, envelope = reading.mail, reading.envelope
-    writer = envelope.reply_to or mail.from_addr
-    vouched = reading.authentication.aligned and (envelope.relay or envelope.kind is Kind.SYSTEM)
+def _understood(gist: Gist) -> Understood:
     return Understood(
-        content_key=mail.content_key,
-        message_id=mail.message_id,
-        sender=writer.addr if writer else "",
-        kind=envelope.kind,
-        notice=envelope.notice.value if envelope.notice else None,
-        marketplace=envelope.marketplace,
-        language=reading.language,
-        order_id=envelope.order_ids[0].value if envelope.order_ids else None,
-        thread_keys=envelope.thread_keys,
-        vouched=vouched and envelope.marketplace is not None,
-        # Who is not plainly who they say joins no thread by naming a message of it.
-        answers=() if envelope.suspicions else tuple(dict.fromkeys((*mail.in_reply_to, *reversed(mail.references))))[:20],
+        content_key=gist.content_key,
+        message_id=gist.message_id,
+        sender=gist.writer,
+        kind=gist.kind,
+        notice=gist.notice.value if gist.notice else None,
+        marketplace=gist.marketplace,
+        language=gist.language,
+        order_id=gist.order_ids[0].value if gist.order_ids else None,
+        thread_keys=gist.thread_keys,
+        vouched=gist.vouched,
+        answers=gist.answers,
     )

@@ -12,31 +12,9 @@ from daemon.clock import Clock
 from daemon.steps import enrich
 from daemon.store import drafts
 from daemon.store.db import Database
-from daemon.vocab import OrderFacts, OrderId, OrderState
+from daemon.vocab import OrderId
 
 OrderRows = Mapping[OrderId, Sequence[Mapping[str, Any]]]
-
-#: States between which a reply stays true: what is on its way is on its way.
-_ALIKE = {
-    OrderState.PENDING: "not_left",
-    OrderState.UNSHIPPED: "not_left",
-    OrderState.SHIPPED: "moving",
-    OrderState.IN_TRANSIT: "moving",
-}
-
-
-def order_state(facts: OrderFacts | None) -> dict[str, Any] | None:
-    """What a draft takes for granted about its order; kept with it and compared before it leaves."""
-    if facts is None:
-        return None
-    return {
-        "shop": facts.shop,
-        "order_id": facts.order_id,
-        "state": OrderState.UNKNOWN.value if facts.stale else _ALIKE.get(facts.state, facts.state.value),
-        "refunded": str(facts.refunded) if facts.refunded else None,
-        "cancel_requested": bool(facts.cancel_requested),
-        "return_state": facts.return_state,
-    }
 
 
 class Recheck:
@@ -69,4 +47,4 @@ class Recheck:
         order = OrderId(assumed["order_id"], assumed["shop"], "record")
         rows = (await self._lookup([order])).get(order, ())
         facts = enrich.merge(rows, self._clock.now(), self._stale_after) if rows else None
-        return None if order_state(facts) == assumed else "order_changed"
+        return None if enrich.order_state(facts) == assumed else "order_changed"

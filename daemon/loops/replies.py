@@ -1,18 +1,15 @@
-"""Freezes one revision of a reply, whether a machine drafted it or a person wrote it."""
+"""Makes one revision of a reply, whether a machine drafted it or a person wrote it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
 from typing import Any, Protocol
 
-from daemon import record
-from daemon.errors import NeedsHuman
 from daemon.loops.profiles import MailboxProfile
-from daemon.steps import draft as drafting
+from daemon.pipeline import ReplyPlan
+from daemon.steps.draft import Frozen
 from daemon.store.drafts import NewDraft
-from daemon.vocab import DeliveryKind, Draft, Finding, Reading
+from daemon.vocab import Draft
 
 
 class Thinker(Protocol):
@@ -21,72 +18,37 @@ class Thinker(Protocol):
     async def map(self, items: Sequence[Any]) -> list[Any]: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Author:
-    """Who writes a revision: ``postsale`` or an approver's name, by which policy and template."""
-
-    name: str
-    policy: str | None = None
-    template: str | None = None
-    automatic: bool = False
+def reply_plan(key: bytes, profile: MailboxProfile, *, case_id: int, revision: int) -> ReplyPlan:
+    """How one revision of a case's reply is frozen."""
+    return ReplyPlan(key, profile.name, profile.sender, profile.message_id_domain, case_id, revision)
 
 
-def frozen_reply(
-    key: bytes,
-    profile: MailboxProfile,
-    *,
-    case_id: int,
-    revision: int,
-    reading: Reading,
+def new_draft(
+    plan: ReplyPlan,
     draft: Draft,
-    findings: Sequence[Finding],
+    frozen: Frozen,
+    *,
+    recipient: str,
+    author: str,
+    policy: str | None,
+    template: str | None,
+    findings: Sequence[Mapping[str, Any]],
     order_state: Mapping[str, Any] | None,
-    author: Author,
-    now: datetime,
 ) -> NewDraft:
-    """One revision as the very bytes that would leave.
-
-    Raises NeedsHuman: ``no_safe_address`` when there is nobody to answer,
-    ``not_freezable`` when the text does not survive being made into mail.
-    """
-    envelope, mail = reading.envelope, reading.mail
-    if envelope.reply_to is None:
-        raise NeedsHuman("no_safe_address")
-    message_id = drafting.message_id(
-        key,
-        mailbox=profile.name,
-        case_id=case_id,
-        kind=DeliveryKind.BUYER_REPLY,
-        revision=revision,
-        domain=profile.message_id_domain,
-    )
-    try:
-        frozen = drafting.freeze(
-            draft,
-            sender=profile.sender,
-            recipient=envelope.reply_to,
-            message_id=message_id,
-            in_reply_to=mail.message_id,
-            references=mail.references or mail.in_reply_to,
-            now=now,
-            automatic=author.automatic,
-            quote=drafting.quotable(reading.writing.text),
-        )
-    except ValueError as error:
-        raise NeedsHuman("not_freezable", str(error)) from error
+    """A revision as the store keeps it. ``author`` is ``postsale`` or an approver's name."""
     return NewDraft(
-        case_id=case_id,
-        revision=revision,
+        case_id=plan.case_id,
+        revision=plan.revision,
         subject=draft.subject,
         body=draft.body,
         language=draft.language,
-        template=author.template,
-        policy=author.policy,
-        author=author.name,
-        recipient=envelope.reply_to.addr,
+        template=template,
+        policy=policy,
+        author=author,
+        recipient=recipient,
         message_id=frozen.message_id,
         mime=frozen.mime,
         sha256=frozen.sha256,
-        findings=[record.finding_record(f) for f in findings],
+        findings=findings,
         order_state=order_state,
     )

@@ -11,11 +11,10 @@ from sqlalchemy import Connection
 from daemon import log as logging
 from daemon.loops.profiles import MailboxProfile
 from daemon.loops.replies import Thinker
-from daemon.mind import ReadTask
+from daemon.mind import Gist, GistTask
 from daemon.store import cases
 from daemon.store.db import Database
 from daemon.store.transitions import StaleMove
-from daemon.vocab import Reading
 
 log = logging.get(__name__)
 
@@ -41,12 +40,11 @@ async def rescore(
         if not waiting:
             return released
         after = waiting[-1].case_id
-        readings = await thinker().map([ReadTask(w.raw, profiles[w.mailbox].identity) for w in waiting])
-        for one, reading in zip(waiting, readings, strict=True):
-            if not isinstance(reading, Reading):
+        gists = await thinker().map([GistTask(w.raw, profiles[w.mailbox].identity) for w in waiting])
+        for one, gist in zip(waiting, gists, strict=True):
+            if not isinstance(gist, Gist):
                 continue  # it was readable before; the next reading will tell why it is not
-            prediction = reading.prediction
-            if (prediction.label, prediction.sublabel) == (one.label, one.sublabel) and not prediction.abstained:
+            if (gist.label, gist.sublabel) == (one.label, one.sublabel) and not gist.abstained:
                 await database.write(lambda c, i=one.case_id: cases.confirm_model(c, i, model_version))  # type: ignore[misc]
                 continue
             released += await database.write(lambda c, i=one.case_id: _release(c, i, now))  # type: ignore[misc]

@@ -12,8 +12,10 @@ from daemon.config import Config
 from daemon.errors import NeedsHuman
 from daemon.loops import views
 from daemon.loops.profiles import profile
-from daemon.loops.replies import Author, frozen_reply
+from daemon.loops.replies import new_draft, reply_plan
 from daemon.loops.staff import Revision
+from daemon.pipeline import frozen_reply
+from daemon.record import finding_record
 from daemon.steps import draft as drafting
 from daemon.steps import guard
 from daemon.steps.enrich import facts_from_dict
@@ -73,19 +75,20 @@ class Revise:
             thread_recipient=recipient.addr,
         )
         mended, findings = guard.inspect(written, context, detect)
-        frozen = frozen_reply(
-            self.key,
-            profile(self.config, self.config.mailbox(row.mailbox)),
-            case_id=case_id,
-            revision=row.revision + 1,
-            reading=reading,
-            draft=mended,
-            findings=findings,
+        sender = profile(self.config, self.config.mailbox(row.mailbox))
+        plan = reply_plan(self.key, sender, case_id=case_id, revision=row.revision + 1)
+        revision = new_draft(
+            plan,
+            mended,
+            frozen_reply(plan, reading, mended, automatic=False, now=self.clock.now()),
+            recipient=recipient.addr,
+            author=author,
+            policy=None,
+            template=None,
+            findings=[finding_record(f) for f in findings],
             order_state=newest.order_state if newest is not None else None,
-            author=Author(author),
-            now=self.clock.now(),
         )
-        return Revision(frozen, findings)
+        return Revision(revision, findings)
 
 
 def _facts(outcome: Mapping[str, Any]) -> OrderFacts | None:

@@ -160,6 +160,29 @@ def facts_to_dict(facts: OrderFacts) -> dict[str, Any]:
     return {f.name: plain(getattr(facts, f.name)) for f in dataclass_fields(facts)}
 
 
+#: States between which a reply stays true: what is on its way is on its way.
+_ALIKE = {
+    OrderState.PENDING: "not_left",
+    OrderState.UNSHIPPED: "not_left",
+    OrderState.SHIPPED: "moving",
+    OrderState.IN_TRANSIT: "moving",
+}
+
+
+def order_state(facts: OrderFacts | None) -> dict[str, Any] | None:
+    """What a draft takes for granted about its order; kept with it and compared before it leaves."""
+    if facts is None:
+        return None
+    return {
+        "shop": facts.shop,
+        "order_id": facts.order_id,
+        "state": OrderState.UNKNOWN.value if facts.stale else _ALIKE.get(facts.state, facts.state.value),
+        "refunded": str(facts.refunded) if facts.refunded else None,
+        "cancel_requested": bool(facts.cancel_requested),
+        "return_state": facts.return_state,
+    }
+
+
 def facts_from_dict(data: Mapping[str, Any]) -> OrderFacts:
     """The facts that :func:`facts_to_dict` wrote down."""
     plain = dict(data)

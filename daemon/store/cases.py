@@ -15,18 +15,19 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from itertools import accumulate
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, and_, bindparam, func, insert, or_, select, update
 from sqlalchemy import case as sql_case
 
 from daemon.store import folders, outbox, threads
-from daemon.store.dialect import insert_one_new, locked, serialise, storable, upsert
+from daemon.store.dialect import insert_many_new, locked, padded, serialise, storable, upsert
 from daemon.store.tables import cases, events, feedback, raw_mail, records
 from daemon.store.tables import folders as folders_table
 from daemon.store.tables import outbox as outbox_table
 from daemon.store.transitions import StaleMove, move_case
-from daemon.vocab import CaseState, DeliveryKind, DeliveryState, History, Kind, RawMail
+from daemon.vocab import CaseState, DeliveryKind, DeliveryState, History, JsonText, Kind, RawMail
 
 ACTOR = "postsale"
 
@@ -45,6 +46,8 @@ OPEN_STATES = (
     CaseState.BROKEN,
 )
 
+#: Bytes of mail that one claim takes at most, unless a single message is larger.
+CLAIM_BYTES = 8_000_000
 _HEADER_LIMIT = 262_144
 _MESSAGE_ID = re.compile(rb"^message-id:[ \t]*(?:\r?\n[ \t]+)?(<[!-;=?-~]{1,250}>)[ \t]*\r?$", re.IGNORECASE | re.MULTILINE)
 
@@ -70,14 +73,15 @@ def receive(connection: Connection, batch: Sequence[RawMail], *, now: datetime) 
     made: list[int] = []
     for (mailbox, folder), mails in _by_folder(batch).items():
         place = folders.get(connection, mailbox, folder)
-        for mail in mails:
-            if place is None or place.uidvalidity != mail.uidvalidity:
-                raise ValueError(f"{mailbox}/{folder} is not in epoch {mail.uidvalidity}")
-            case_id = insert_one_new(connection, cases, _row(mail, place, now))
-            if case_id is not None:
-                connection.execute(insert(raw_mail).values(case_id=case_id, body=mail.raw))
-                _event(connection, case_id, None, CaseState.RECEIVED, "arrived", now)
-                made.append(case_id)
+        if place is None or any(mail.uidvalidity != place.uidvalidity for mail in mails):
+            raise ValueError(f"{mailbox}/{folder} is not in epoch {mails[0].uidvalidity}")
+        stored = insert_many_new(connection, cases, [_row(mail, place, now) for mail in mails], cases.c.id, cases.c.uid)
+        ids = {row.uid: row.id for row in stored}
+        new = [(ids.pop(mail.uid), mail.raw) for mail in mails if mail.uid in ids]
+        if new:
+            connection.execute(insert(raw_mail), [{"case_id": case_id, "body": raw} for case_id, raw in new])
+            connection.execute(insert(events), [_arrival(case_id, now) for case_id, _ in new])
+        made.extend(case_id for case_id, _ in new)
         folders.advance_cursor(connection, mailbox, folder, mails[0].uidvalidity, [mail.uid for mail in mails])
         connection.execute(
             update(folders_table)
@@ -114,6 +118,18 @@ def _row(mail: RawMail, place: folders.Folder, now: datetime) -> dict[str, Any]:
     }
 
 
+def _arrival(case_id: int, now: datetime) -> dict[str, Any]:
+    """The first event of a case."""
+    return {
+        "case_id": case_id,
+        "at": now,
+        "from_state": None,
+        "to_state": CaseState.RECEIVED.value,
+        "reason": "arrived",
+        "actor": ACTOR,
+    }
+
+
 def _header_block(raw: bytes) -> bytes:
     head = raw[:_HEADER_LIMIT]
     ends = [end for end in (head.find(b"\r\n\r\n"), head.find(b"\n\n")) if end >= 0]
@@ -142,11 +158,18 @@ class Claimed:
 
 
 def claim(
-    connection: Connection, *, worker: str, limit: int, lease: timedelta, max_attempts: int, now: datetime
+    connection: Connection,
+    *,
+    worker: str,
+    limit: int,
+    lease: timedelta,
+    max_attempts: int,
+    now: datetime,
+    max_bytes: int = CLAIM_BYTES,
 ) -> list[Claimed]:
     """Take up to ``limit`` cases that want to be read, oldest first; returns them with their bytes.
 
-    The attempt is counted here, before anybody reads the bytes. A case that
+    Past ``max_bytes`` of mail no further case is taken. The attempt is counted here, before anybody reads the bytes. A case that
     was tried ``max_attempts`` times without an outcome becomes broken; one
     that was tried before comes alone, so that what kills its reader is not
     blamed on its neighbours. A lease
@@ -158,26 +181,33 @@ def claim(
         cases.c.state == CaseState.RECEIVED.value,
         and_(cases.c.state == CaseState.DEFERRED.value, cases.c.due_at <= now),
     )
-    wanted = select(cases.c.id, cases.c.state, cases.c.attempts).where(due, free).order_by(cases.c.id).limit(limit)
+    wanted = (
+        select(cases.c.id, cases.c.state, cases.c.attempts, cases.c.size).where(due, free).order_by(cases.c.id).limit(limit)
+    )
     rows = connection.execute(locked(connection, wanted)).all()
     hopeless = [row for row in rows if row.attempts >= max_attempts]
     for row in hopeless:
         move_case(connection, row.id, CaseState(row.state), CaseState.BROKEN, reason="too_many_attempts", actor=ACTOR, now=now)
     if hopeless:  # whatever they kept from being seen comes now
-        return claim(connection, worker=worker, limit=limit, lease=lease, max_attempts=max_attempts, now=now)
+        return claim(
+            connection, worker=worker, limit=limit, lease=lease, max_attempts=max_attempts, now=now, max_bytes=max_bytes
+        )
     suspects = [row for row in rows if row.attempts > 0]
-    taken = [row.id for row in suspects[:1] or rows]
+    total = list(accumulate(row.size for row in rows))
+    taken = [
+        row.id for row in suspects[:1] or [r for r, sum_ in zip(rows, total, strict=True) if sum_ <= max_bytes] or rows[:1]
+    ]
     if not taken:
         return []
     connection.execute(
         update(cases)
-        .where(cases.c.id.in_(taken))
+        .where(cases.c.id.in_(padded(taken)))
         .values(claimed_by=worker, lease_until=now + lease, attempts=cases.c.attempts + 1, updated_at=now)
     )
     found = connection.execute(
         select(cases, raw_mail.c.body)
         .join(raw_mail, raw_mail.c.case_id == cases.c.id)
-        .where(cases.c.id.in_(taken))
+        .where(cases.c.id.in_(padded(taken)))
         .order_by(cases.c.id)
     )
     return [
@@ -264,8 +294,8 @@ def understand(
     Starts the marketplace clock: ``response_hours`` after the first unanswered
     message of the thread. Raises StaleMove when the claim has been lost.
     """
-    serialise(connection, _UNDERSTAND)
-    what = _fitting(what)
+    understand_alone(connection)
+    what = fitting(what)
     row = connection.execute(
         select(cases.c.mailbox, cases.c.internal_date, cases.c.received_at).where(
             cases.c.id == case_id, cases.c.claimed_by == worker
@@ -274,23 +304,10 @@ def understand(
     if row is None:
         raise StaleMove(f"case {case_id} is no longer held by {worker}")
     mailbox = row.mailbox
-    own_key = () if what.message_id is None else (threads.message_key(what.message_id),)
-    answered = tuple(threads.message_key(m) for m in what.answers)
-    keys = (*answered, *what.thread_keys, *own_key)
+    keys = thread_keys(what)
     thread_id = threads.join(connection, mailbox, correspondent=what.sender, keys=keys, vouched=what.vouched, now=now)
     duplicate_of = _twin(connection, case_id, mailbox, what.content_key)
-    values: dict[str, Any] = {
-        "content_key": what.content_key,
-        "message_id": what.message_id,
-        "sender": what.sender,
-        "kind": what.kind.value,
-        "notice": what.notice,
-        "marketplace": what.marketplace,
-        "language": what.language,
-        "order_id": what.order_id,
-        "thread_id": thread_id,
-        "duplicate_of": duplicate_of,
-    }
+    values = understood_values(what, thread_id, duplicate_of)
     if what.kind is Kind.BUYER and duplicate_of is None:
         arrived = min(row.internal_date or row.received_at, row.received_at)
         values["deadline_at"] = _deadline(connection, case_id, thread_id, arrived + timedelta(hours=response_hours))
@@ -305,7 +322,34 @@ def understand(
     )
 
 
-def _fitting(what: Understood) -> Understood:
+def understand_alone(connection: Connection) -> None:
+    """Let nobody else understand a message until this transaction ends."""
+    serialise(connection, _UNDERSTAND)
+
+
+def thread_keys(what: Understood) -> tuple[str, ...]:
+    """The keys by which a message joins a thread, and leads later ones to it; strongest first."""
+    own_key = () if what.message_id is None else (threads.message_key(what.message_id),)
+    return (*(threads.message_key(m) for m in what.answers), *what.thread_keys, *own_key)
+
+
+def understood_values(what: Understood, thread_id: int, duplicate_of: int | None) -> dict[str, Any]:
+    """What a case says about its message, as columns."""
+    return {
+        "content_key": what.content_key,
+        "message_id": what.message_id,
+        "sender": what.sender,
+        "kind": what.kind.value,
+        "notice": what.notice,
+        "marketplace": what.marketplace,
+        "language": what.language,
+        "order_id": what.order_id,
+        "thread_id": thread_id,
+        "duplicate_of": duplicate_of,
+    }
+
+
+def fitting(what: Understood) -> Understood:
     """The same, no longer than the columns are: hostile mail has no limits of its own."""
     return replace(
         what,
@@ -400,6 +444,30 @@ def history(
     )
 
 
+def histories(connection: Connection, mailbox: str, senders: Sequence[str], *, now: datetime) -> dict[str, History]:
+    """Earlier traffic with writers who have no thread yet, by their addresses in lower case; the counts of :func:`history`."""
+    asked = {
+        "mailbox": mailbox,
+        "senders": padded(set(senders)),
+        "hour": now - timedelta(hours=1),
+        "day": now - timedelta(hours=24),
+    }
+    to_senders = {row.recipient_key: row for row in connection.execute(_TO_SENDERS, asked)}
+    from_senders = {row.sender: row.mails for row in connection.execute(_FROM_SENDERS, asked)}
+    last_hour = connection.execute(_LAST_HOUR, asked).all()
+    uses = {row.template: row.uses for row in last_hour if row.template is not None}
+    return {
+        sender: History(
+            replies_to_address_24h=to_senders[sender].replies if sender and sender in to_senders else 0,
+            auto_replies_to_address_24h=to_senders[sender].automatic if sender and sender in to_senders else 0,
+            replies_last_hour=sum(row.uses for row in last_hour),
+            mails_from_address_24h=from_senders.get(sender, 0),
+            template_uses_last_hour=uses,
+        )
+        for sender in senders
+    }
+
+
 #: Greater than any id.
 _PAST_ALL = 2**62
 _box = outbox_table.c
@@ -418,6 +486,11 @@ def _number(condition: ColumnElement[bool]) -> ColumnElement[int]:
 # Made once: these run for every message, and putting a statement together costs more than running it.
 _TO_SENDER = select(func.count().label("replies"), _number(_box.automatic.is_(True)).label("automatic")).where(
     *_OURS, _box.recipient_key == bindparam("sender"), _box.created_at > bindparam("day")
+)
+_TO_SENDERS = (
+    select(_box.recipient_key, func.count().label("replies"), _number(_box.automatic.is_(True)).label("automatic"))
+    .where(*_OURS, _box.recipient_key.in_(bindparam("senders", expanding=True)), _box.created_at > bindparam("day"))
+    .group_by(_box.recipient_key)
 )
 # Kind and state are counted, not asked for: SQLite would go by them through everything that was ever sent.
 _IN_THREAD = (
@@ -447,6 +520,15 @@ _FROM_SENDER = (
     .where(
         cases.c.mailbox == bindparam("mailbox"), cases.c.sender == bindparam("sender"), cases.c.received_at > bindparam("day")
     )
+)
+_FROM_SENDERS = (
+    select(cases.c.sender, func.count().label("mails"))
+    .where(
+        cases.c.mailbox == bindparam("mailbox"),
+        cases.c.sender.in_(bindparam("senders", expanding=True)),
+        cases.c.received_at > bindparam("day"),
+    )
+    .group_by(cases.c.sender)
 )
 
 
@@ -519,8 +601,8 @@ class Settlement:
     to: CaseState
     reason: str
     values: Mapping[str, Any] = field(default_factory=dict)  # further columns of the case
-    reading: Mapping[str, Any] | None = None
-    outcome: Mapping[str, Any] | None = None
+    reading: Mapping[str, Any] | JsonText | None = None
+    outcome: Mapping[str, Any] | JsonText | None = None
     traceback: str | None = None
     detail: Mapping[str, Any] | None = None  # of the event row
 
@@ -659,16 +741,3 @@ def counts(connection: Connection) -> dict[CaseState, int]:
     """How many cases stand in each state."""
     rows = connection.execute(select(cases.c.state, func.count()).group_by(cases.c.state))
     return {CaseState(state): number for state, number in rows}
-
-
-def _event(connection: Connection, case_id: int, from_: CaseState | None, to: CaseState, reason: str, now: datetime) -> None:
-    connection.execute(
-        insert(events).values(
-            case_id=case_id,
-            at=now,
-            from_state=from_.value if from_ else None,
-            to_state=to.value,
-            reason=reason,
-            actor=ACTOR,
-        )
-    )

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import json
 import os
 import queue
 import threading
@@ -39,6 +40,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import NullPool, QueuePool
 
 from daemon.errors import Transient
+from daemon.vocab import JsonText
 
 T = TypeVar("T")
 
@@ -307,6 +309,10 @@ def _translated() -> Iterator[None]:
         raise Transient("database: every connection is in use") from error
 
 
+def _json(value: Any) -> str:
+    return value if isinstance(value, JsonText) else json.dumps(value)
+
+
 def _engine(url: URL, *, connections: int, read_only: bool = False) -> Engine:
     if url.get_backend_name() != "sqlite":
         return _postgres_engine(url, connections)
@@ -315,6 +321,7 @@ def _engine(url: URL, *, connections: int, read_only: bool = False) -> Engine:
         poolclass=QueuePool,
         pool_size=connections,
         max_overflow=1,
+        json_serializer=_json,
         connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False},
     )
     pragmas = ["journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "secure_delete = ON"]
@@ -345,9 +352,11 @@ def _postgres_engine(url: URL, connections: int | None) -> Engine:
         "tcp_user_timeout": 30_000,
     }
     if connections is None:
-        engine = create_engine(url, poolclass=NullPool, connect_args=link)
+        engine = create_engine(url, poolclass=NullPool, json_serializer=_json, connect_args=link)
     else:
-        engine = create_engine(url, pool_size=connections + 2, max_overflow=2, pool_pre_ping=True, connect_args=link)
+        engine = create_engine(
+            url, pool_size=connections + 2, max_overflow=2, pool_pre_ping=True, json_serializer=_json, connect_args=link
+        )
 
     def prepare(raw: Any, _record: Any) -> None:
         with raw.cursor() as cursor:

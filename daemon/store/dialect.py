@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Select, Table
+from sqlalchemy import Column, Connection, Row, Select, Table
 from sqlalchemy import text as sql
 from sqlalchemy.dialects import postgresql, sqlite
+
+T = TypeVar("T")
 
 #: What PostgreSQL or UTF-8 will not take: NUL, and halves of characters that some decoders leave behind.
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
@@ -25,6 +27,15 @@ def insert_new(connection: Connection, table: Table, rows: Sequence[Mapping[str,
         connection.execute(_insert(connection, table).on_conflict_do_nothing(), [dict(row) for row in rows])
 
 
+def padded(values: Collection[T]) -> list[T]:
+    """The values for an IN list, the last one repeated up to a power of two.
+
+    A list of every length is a statement of its own, which the driver keeps prepared.
+    """
+    listed = list(values)
+    return listed + listed[-1:] * ((1 << (len(listed) - 1).bit_length()) - len(listed)) if listed else []
+
+
 def insert_one_new(connection: Connection, table: Table, row: Mapping[str, Any]) -> int | None:
     """Insert one row and return its id, or None when a unique key already knows it."""
     made: int | None = connection.execute(
@@ -33,10 +44,28 @@ def insert_one_new(connection: Connection, table: Table, row: Mapping[str, Any])
     return made
 
 
+def insert_many_new(
+    connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]], *columns: Column[Any]
+) -> Sequence[Row[Any]]:
+    """Insert rows in their order and return ``columns`` of those that no unique key knew already."""
+    if not rows:
+        return []
+    statement = _insert(connection, table).on_conflict_do_nothing().returning(*columns)
+    return connection.execute(statement, [dict(row) for row in rows]).all()
+
+
 def upsert(connection: Connection, table: Table, key: Mapping[str, Any], values: Mapping[str, Any]) -> None:
     """Insert a row under ``key``, or set ``values`` on the one that is there."""
     statement = _insert(connection, table).values(**key, **values)
     connection.execute(statement.on_conflict_do_update(index_elements=list(key), set_=dict(values)))
+
+
+def upsert_many(connection: Connection, table: Table, key: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Insert rows that all have the same columns, or set these columns where the key is known already."""
+    if rows:
+        statement = _insert(connection, table)
+        fresh = {name: statement.excluded[name] for name in rows[0] if name != key}
+        connection.execute(statement.on_conflict_do_update(index_elements=[key], set_=fresh), [dict(row) for row in rows])
 
 
 def locked(connection: Connection, query: Select[Any]) -> Select[Any]:

@@ -56,29 +56,32 @@ def create(connection: Connection, draft: NewDraft, *, state: DraftState, now: d
     if counted.rowcount != 1:
         raise StaleMove(f"case {draft.case_id} has another newest revision than {draft.revision - 1}")
     supersede(connection, draft.case_id, now=now)
+    connection.execute(insert(drafts).values(**draft_row(draft, state, now)))
+
+
+def draft_row(draft: NewDraft, state: DraftState, now: datetime) -> dict[str, Any]:
+    """A revision as its row."""
     decided = state in {DraftState.APPROVED, DraftState.REJECTED}
-    connection.execute(
-        insert(drafts).values(
-            case_id=draft.case_id,
-            revision=draft.revision,
-            state=state.value,
-            subject=draft.subject,
-            body=draft.body,
-            language=draft.language,
-            template=draft.template,
-            policy=draft.policy,
-            author=draft.author,
-            recipient=draft.recipient,
-            message_id=draft.message_id,
-            mime=draft.mime,
-            mime_sha256=draft.sha256,
-            findings=[dict(f) for f in draft.findings],
-            order_state=draft.order_state,
-            created_at=now,
-            decided_at=now if decided else None,
-            decided_by=draft.author if decided else None,
-        )
-    )
+    return {
+        "case_id": draft.case_id,
+        "revision": draft.revision,
+        "state": state.value,
+        "subject": draft.subject,
+        "body": draft.body,
+        "language": draft.language,
+        "template": draft.template,
+        "policy": draft.policy,
+        "author": draft.author,
+        "recipient": draft.recipient,
+        "message_id": draft.message_id,
+        "mime": draft.mime,
+        "mime_sha256": draft.sha256,
+        "findings": [dict(f) for f in draft.findings],
+        "order_state": draft.order_state,
+        "created_at": now,
+        "decided_at": now if decided else None,
+        "decided_by": draft.author if decided else None,
+    }
 
 
 def load(connection: Connection, case_id: int, revision: int | None = None) -> Row[Any] | None:

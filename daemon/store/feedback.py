@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from sqlalchemy import Connection, delete, insert, select
 
+from daemon.store.dialect import padded
 from daemon.store.tables import cases, feedback, records
 
 
@@ -43,6 +45,11 @@ def learn(connection: Connection, case_id: int, final: str, *, by: str, now: dat
             final=final,
         )
     )
+
+
+def labelled(connection: Connection, case_ids: Sequence[int]) -> set[int]:
+    """Those of these cases that a person gave a label."""
+    return set(connection.execute(select(feedback.c.case_id).where(feedback.c.case_id.in_(padded(case_ids)))).scalars())
 
 
 def staff_label(connection: Connection, case_id: int) -> str | None:

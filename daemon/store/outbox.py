@@ -21,7 +21,7 @@ from sqlalchemy import ColumnElement, Connection, func, insert, not_, or_, selec
 from daemon.clock import DELIVERY_BACKOFF_SECONDS, RECONNECT_BACKOFF_SECONDS, backoff
 from daemon.errors import PostsaleError
 from daemon.store import settings, threads
-from daemon.store.dialect import insert_one_new, storable
+from daemon.store.dialect import insert_one_new, padded, storable
 from daemon.store.tables import attempts, cases, outbox
 from daemon.store.transitions import StaleMove, move_case, move_delivery
 from daemon.vocab import CaseState, DeliveryKind, DeliveryState, Kind, Outgoing
@@ -461,6 +461,15 @@ def prove(connection: Connection, mailbox: str, message_ids: Collection[str], *,
     for row in rows:
         _prove(connection, row, "named_by_inbound", now)
     return [row.id for row in rows]
+
+
+def ours(connection: Connection, mailbox: str, message_ids: Collection[str]) -> set[str]:
+    """Those of these Message-IDs that are of mail of ours."""
+    return set(
+        connection.execute(
+            select(outbox.c.message_id).where(outbox.c.mailbox == mailbox, outbox.c.message_id.in_(padded(message_ids)))
+        ).scalars()
+    )
 
 
 def found_in_sent(connection: Connection, delivery_id: int, *, now: datetime) -> bool:

@@ -10,12 +10,12 @@ its own notices join by those.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 
 from sqlalchemy import Connection, insert, select
 
-from daemon.store.dialect import insert_new
+from daemon.store.dialect import insert_new, padded
 from daemon.store.tables import thread_keys, threads
 
 #: Stands in for the correspondent of a key that the marketplace vouches for.
@@ -24,27 +24,30 @@ _MARKETPLACE = "*"
 
 def join(connection: Connection, mailbox: str, *, correspondent: str, keys: Sequence[str], vouched: bool, now: datetime) -> int:
     """The thread of a message, found by its keys (strongest first) or newly made; the keys lead to it from now on."""
-    digests = _digests(correspondent, keys, vouched=vouched)
-    known: dict[str, int] = {
-        row.key: row.thread_id
-        for row in connection.execute(
-            select(thread_keys.c.key, thread_keys.c.thread_id).where(
-                thread_keys.c.mailbox == mailbox, thread_keys.c.key.in_(digests)
-            )
-        )
-    }
-    thread_id = next((known[digest] for digest in digests if digest in known), None)
+    found = digests(correspondent, keys, vouched=vouched)
+    leading = known(connection, mailbox, found)
+    thread_id = next((leading[digest] for digest in found if digest in leading), None)
     if thread_id is None:
         thread_id = connection.execute(
             insert(threads).values(mailbox=mailbox, created_at=now).returning(threads.c.id)
         ).scalar_one()
-    _store(connection, mailbox, thread_id, digests)
+    _store(connection, mailbox, thread_id, found)
     return thread_id
+
+
+def known(connection: Connection, mailbox: str, digests: Collection[str]) -> dict[str, int]:
+    """The threads that keys of these digests lead to."""
+    rows = connection.execute(
+        select(thread_keys.c.key, thread_keys.c.thread_id).where(
+            thread_keys.c.mailbox == mailbox, thread_keys.c.key.in_(padded(digests))
+        )
+    )
+    return {row.key: row.thread_id for row in rows}
 
 
 def add_keys(connection: Connection, mailbox: str, thread_id: int, *, correspondent: str, keys: Iterable[str]) -> None:
     """Let further keys of this correspondent lead to a thread, as our own Message-ID does once it leaves."""
-    _store(connection, mailbox, thread_id, _digests(correspondent, tuple(keys), vouched=False))
+    _store(connection, mailbox, thread_id, digests(correspondent, tuple(keys), vouched=False))
 
 
 def message_key(message_id: str) -> str:
@@ -52,20 +55,19 @@ def message_key(message_id: str) -> str:
     return f"mid:{message_id}"
 
 
-def _digests(correspondent: str, keys: Sequence[str], *, vouched: bool) -> list[str]:
-    digests: list[str] = []
+def digests(correspondent: str, keys: Sequence[str], *, vouched: bool) -> list[str]:
+    """What is stored of keys: digests with their correspondent, and without one where the marketplace vouches for them."""
+    found: list[str] = []
     for key in keys:
-        digests.append(_digest(correspondent.lower(), key))
+        found.append(_digest(correspondent.lower(), key))
         if vouched:
-            digests.append(_digest(_MARKETPLACE, key))
-    return digests
+            found.append(_digest(_MARKETPLACE, key))
+    return found
 
 
 def _digest(correspondent: str, key: str) -> str:
     return hashlib.sha256(f"{correspondent}\0{key}".encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _store(connection: Connection, mailbox: str, thread_id: int, digests: Iterable[str]) -> None:
-    insert_new(
-        connection, thread_keys, [{"mailbox": mailbox, "key": d, "thread_id": thread_id} for d in dict.fromkeys(digests)]
-    )
+def _store(connection: Connection, mailbox: str, thread_id: int, found: Iterable[str]) -> None:
+    insert_new(connection, thread_keys, [{"mailbox": mailbox, "key": d, "thread_id": thread_id} for d in dict.fromkeys(found)])

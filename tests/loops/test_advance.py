@@ -19,7 +19,7 @@ from daemon.loops.advance import Advance, AdvanceSettings
 from daemon.loops.profiles import MailboxProfile
 from daemon.loops.recheck import Recheck
 from daemon.loops.rescore import rescore
-from daemon.mind import MindFiles, ReadTask
+from daemon.mind import GistTask, MindFiles
 from daemon.pipeline import Mind
 from daemon.store import cases, drafts, folders, outbox
 from daemon.store.db import Database
@@ -300,7 +300,7 @@ async def test_mail_that_a_person_must_see(shop: Shop, more: dict[str, Any], rea
 
 
 async def test_a_message_that_breaks_its_worker_is_set_aside_and_the_next_goes_on(shop: Shop) -> None:
-    shop.break_on = ReadTask
+    shop.break_on = GistTask
     broken = await shop.after(buyer_mail(WHERE_IS_IT))
     assert (broken.state, broken.reason) == (CaseState.BROKEN, "worker_timeout")
     shop.break_on, shop.rows = None, [SHIPPED]
