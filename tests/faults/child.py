@@ -19,6 +19,7 @@ import functools
 import gc
 import json
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -42,10 +43,10 @@ from daemon.loops.advance import Advance, AdvanceSettings
 from daemon.loops.deliver import Deliver
 from daemon.loops.ingest import Ingest
 from daemon.loops.profiles import MailboxProfile
-from daemon.mind import DecideTask, MindFiles, ReadTask, load_mind
-from daemon.pipeline import Mind
+from daemon.mind import Gist, GistTask, MindFiles, Settled, SettleTask, gist, load_mind, settled
+from daemon.pipeline import Circumstances, Mind
 from daemon.steps import gate
-from daemon.store import cases, drafts, folders, outbox
+from daemon.store import batches, cases, drafts, folders, outbox
 from daemon.store.db import Database
 from daemon.vocab import Address, Caps, Decision, Draft, GateVerdict, Identity, Kind, Mode, Outcome, Reading, Verdict
 from tests.faults.bugs import BUGS
@@ -63,7 +64,8 @@ UNITS: dict[str, tuple[Any, str]] = {
     "open_folder": (folders, "open_folder"),
     "succeeded": (folders, "succeeded"),
     "claim_case": (cases, "claim"),
-    "understand": (cases, "understand"),
+    "understand": (batches, "understand_many"),
+    "settle_many": (batches, "settle_many"),
     "settle": (cases, "settle"),
     "create_draft": (drafts, "create"),
     "enqueue": (outbox, "enqueue"),
@@ -86,14 +88,17 @@ class Thinker:
     def __init__(self, mind: Mind) -> None:
         self._mind = mind
 
-    async def map(self, items: Sequence[ReadTask | DecideTask]) -> list[Reading | Outcome]:
+    async def map(self, items: Sequence[GistTask | SettleTask]) -> list[Gist | Settled]:
         return [
-            pipeline.read(item.raw, self._mind, item.identity) if isinstance(item, ReadTask) else self._decide(item)
+            gist(pipeline.read(item.raw, self._mind, item.identity)) if isinstance(item, GistTask) else self._settle(item)
             for item in items
         ]
 
-    def _decide(self, task: DecideTask) -> Outcome:
-        reading, around = task.reading, task.circumstances
+    def _settle(self, task: SettleTask) -> Settled:
+        reading: Reading = pickle.loads(task.packed)
+        return settled(reading, self._decide(reading, task.circumstances), task)
+
+    def _decide(self, reading: Reading, around: Circumstances) -> Outcome:
         verdict = gate.apply_caps(reading.verdict, around.history, around.caps)
         if around.person_reason and verdict.verdict is GateVerdict.REPLY:
             verdict = Verdict(GateVerdict.HUMAN, around.person_reason)
