@@ -31,7 +31,7 @@ from daemon.vocab import RawMail
 #: Messages whose sizes are asked for in one command.
 LIST_BATCH = 500
 #: Messages and bytes that one FETCH and one transaction take.
-FETCH_BATCH = 50
+FETCH_BATCH = 200
 FETCH_BYTES = 8_000_000
 RESCAN_SECONDS = 900.0
 #: A rescan goes at least this far back, and a day further than the last success.
@@ -203,22 +203,33 @@ class Ingest(Loop):
     # ------------------------------------------------------------------ taking messages in
 
     async def _take(self, place: Folder, uids: Sequence[int]) -> int:
+        """Fetch and store messages, the next batch being fetched while one is stored; returns how many were new."""
         taken = 0
-        for start in range(0, len(uids), LIST_BATCH):
-            listed = await self._imap.sizes(uids[start : start + LIST_BATCH])
-            for batch in self._batches(listed):
-                mails = await self._fetch(place, batch)
-                self.beat()
-                if not mails:
-                    continue
-                received = await self._database.write(partial(cases.receive, batch=mails, now=self.clock.now()))
-                taken += len(received.case_ids)
-                if received.case_ids:
-                    self._arrived()
-                    _logger.info("mail.stored", mailbox=self.mailbox, count=len(received.case_ids))
-                await self._mark([mail.uid for mail in mails])
+        storing: asyncio.Task[int] | None = None
+        try:
+            for start in range(0, len(uids), LIST_BATCH):
+                listed = await self._imap.sizes(uids[start : start + LIST_BATCH])
+                for batch in self._batches(listed):
+                    mails = await self._fetch(place, batch)
+                    self.beat()
+                    if storing is not None:
+                        before, storing = storing, None
+                        taken += await before
+                    if mails:
+                        storing = asyncio.create_task(self._store(mails))
+        finally:
+            if storing is not None:
+                taken += await storing
         self._single = False
         return taken
+
+    async def _store(self, mails: Sequence[RawMail]) -> int:
+        received = await self._database.write(partial(cases.receive, batch=mails, now=self.clock.now()))
+        if received.case_ids:
+            self._arrived()
+            _logger.info("mail.stored", mailbox=self.mailbox, count=len(received.case_ids))
+        await self._mark([mail.uid for mail in mails])
+        return len(received.case_ids)
 
     def _batches(self, listed: Sequence[Listed]) -> list[list[Listed]]:
         batches: list[list[Listed]] = []
@@ -283,7 +294,7 @@ class Ingest(Loop):
     async def _mark(self, uids: Sequence[int]) -> None:
         """For people who look into the mailbox; nothing rests on it."""
         keyword = self._server.handled_keyword
-        if keyword is not None and self._opened is not None and not self._opened.read_only:
+        if keyword is not None and self._imap.connected and self._opened is not None and not self._opened.read_only:
             await self._imap.mark(uids, keyword)
 
     # ------------------------------------------------------------------ failing
