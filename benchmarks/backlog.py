@@ -227,12 +227,12 @@ def profile(mails: list[bytes], top: int = 14) -> tuple[list[tuple[str, float]],
     """Milliseconds of processor time per message of each step, alone in one process; and where the slowest one spends it."""
     from datetime import UTC, datetime
 
-    from daemon import mind, pipeline, resources
+    from daemon import mind, pipeline, resources, tasks
     from daemon.vocab import Identity
 
-    thought = mind.load_mind(mind.MindFiles(resources.starter_model(), resources.playbook(), resources.templates()))
+    thought = mind.load_mind(tasks.MindFiles(resources.starter_model(), resources.playbook(), resources.templates()))
     identity = Identity(own_addresses=frozenset({"shop@example.test"}), authserv_ids=("mx.example.test",))
-    circumstances = pipeline.Circumstances(now=datetime.now(UTC), shop_name="Lamp Shop")
+    circumstances = tasks.Circumstances(now=datetime.now(UTC), shop_name="Lamp Shop")
 
     def spent(work: object) -> float:
         start = time.process_time()

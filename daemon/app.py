@@ -16,30 +16,27 @@ import signal
 import uuid
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
-from classifiers.artifact import open_best, signing_key
-from classifiers.errors import ModelRefused
-from classifiers.inference import LIVE_FILE
 from daemon import log as logging
-from daemon import mind, resources
+from daemon import resources
 from daemon.clock import Clock, SystemClock
-from daemon.config import Config, MailboxConfig, RunMode, load
+from daemon.config import Config, MailboxConfig, RunMode
 from daemon.edges.credentials import OAuthSignIn, database_password, sign_in
-from daemon.edges.dkim import signatures
 from daemon.edges.http import WatchServer, post_json
 from daemon.edges.imap import Imap
 from daemon.edges.orders.opening import open_orders
 from daemon.edges.smtp import Smtp
 from daemon.edges.systemd import Notifier, watchdog_seconds
-from daemon.edges.workers import WorkerFailure, WorkerLimits, WorkerPool
+from daemon.edges.workers import WorkerFailure
 from daemon.errors import ConfigError, NeedsHuman, PostsaleError, Transient
+from daemon.judge import Judge, live_stamp
 from daemon.loops.advance import Advance, AdvanceSettings
 from daemon.loops.care import Care
-from daemon.loops.commands import carry_out
 from daemon.loops.deliver import Deliver
 from daemon.loops.ingest import Ingest
 from daemon.loops.loop import Loop
@@ -47,16 +44,15 @@ from daemon.loops.metrics import Metrics
 from daemon.loops.profiles import profile, profiles
 from daemon.loops.recheck import OrderRows, Recheck
 from daemon.loops.rescore import rescore
-from daemon.loops.revise import Revise
-from daemon.loops.staff import Desk
+from daemon.loops.staff import Desk, Revision
 from daemon.loops.upkeep import Approvals, Task, Upkeep
-from daemon.mind import MindFacts, MindFiles
-from daemon.steps import guard
 from daemon.steps.approval import StaffRenderer
 from daemon.store import requests, tokens
+from daemon.store.cases import Claimed
 from daemon.store.db import Database
 from daemon.store.migrate import upgrade
 from daemon.store.orders import OrderShelf
+from daemon.tasks import ReadTask
 from daemon.vocab import OrderId, Reading
 
 log = logging.get(__name__)
@@ -68,99 +64,6 @@ REPORTS_EVERY = timedelta(seconds=10)
 
 class AlreadyRunning(PostsaleError):
     """Another Postsale works on the same data folder."""
-
-
-class Judge:
-    """The workers that carry the mind in force; reloading swaps them or changes nothing."""
-
-    def __init__(self, config: Config) -> None:
-        self._config = config
-        self._files = mind_files(config)
-        self._pool = self._start(self._files)
-        self._facts: MindFacts | None = None
-
-    def load(self) -> None:
-        """Wait until the mind is loaded; blocks. Raises ConfigError or ModelRefused when it cannot be used."""
-        self._facts = self._pool.prepared()
-
-    @property
-    def facts(self) -> MindFacts:
-        if self._facts is None:
-            raise RuntimeError("the mind is not loaded yet")
-        return self._facts
-
-    @property
-    def workers(self) -> WorkerPool[Any, Any]:
-        return self._pool
-
-    @property
-    def versions(self) -> tuple[str, str]:
-        """(model, playbook)"""
-        return self.facts.model_version, self.facts.playbook_version
-
-    def reload(self) -> bool:
-        """Read model, playbook and templates anew; False, and everything stays, when one cannot be used. Blocks."""
-        files = mind_files(self._config)
-        pool = self._start(files)
-        try:
-            fresh: MindFacts = pool.prepared()
-        except (ConfigError, ModelRefused, OSError, EOFError) as error:
-            pool.close()
-            log.error("service.reload_refused", problem=str(error))
-            return False
-        if (fresh.model_version, fresh.playbook_version) == self.versions and files == self._files:
-            pool.close()
-            return True
-        self._files, self._facts, self._pool, old = files, fresh, pool, self._pool
-        old.retire()
-        log.info("service.reloaded", model=self.versions[0], playbook=self.versions[1])
-        return True
-
-    def close(self) -> None:
-        self._pool.close()
-
-    def _start(self, files: MindFiles) -> WorkerPool[Any, Any]:
-        reading = self._config.reading
-        return WorkerPool(
-            mind.think,
-            processes=self._config.service.workers,
-            limits=WorkerLimits(reading.cpu_seconds, reading.wall_seconds, reading.memory_bytes),
-            prepare=mind.prepare,
-            arguments=(files, True),
-            warm_up=mind.warm_up,
-        )
-
-
-def mind_files(config: Config) -> MindFiles:
-    """Where the model to use, the playbook and the templates lie; what ships where nothing else is set.
-
-    A live model that is refused leaves the one that was live before in force,
-    and in the end the shipped one.
-    """
-    model, key = _best_model(config)
-    return MindFiles(
-        model=model,
-        playbook=config.playbook.path or resources.playbook(),
-        templates=config.playbook.templates or resources.templates(),
-        model_key=key,
-        checked=config.service.data_dir / "templates.checked",
-    )
-
-
-def _best_model(config: Config) -> tuple[Path, bytes | None]:
-    """The folder of the model to use, and the key that it is signed with; None for the shipped one."""
-    folder, shipped = config.classifier.model_dir, resources.starter_model()
-    if not (folder / LIVE_FILE).exists():
-        return shipped, None
-    try:
-        key = signing_key(folder, config.classifier.signing_key_file)
-    except ModelRefused as error:
-        log.error("model.refused", problem=str(error))
-        return shipped, None
-    opened = open_best(folder, key, shipped)
-    for refused in opened.refused:
-        log.error("model.refused", problem=refused)
-    return opened.folder, None if opened.folder == shipped else key
 
 
 def _loading_report(file: str, rows: int) -> None:
@@ -176,14 +79,6 @@ def _report_loaded(report: Mapping[str, Any]) -> None:
         log.warning("orders.rows_refused", **told, problem=report["problem"])
     else:
         log.info("orders.loaded", **told)
-
-
-def live_stamp(model_dir: Path) -> int:
-    """Changes when another model is promoted; 0 when none is."""
-    try:
-        return (model_dir / LIVE_FILE).stat().st_mtime_ns
-    except OSError:
-        return 0
 
 
 def staff_templates(config: Config) -> dict[str, str]:
@@ -218,8 +113,12 @@ def service_key(data_dir: Path) -> bytes:
 class App:
     """One running service."""
 
-    def __init__(self, config: Config, *, clock: Clock | None = None, notifier: Notifier | None = None) -> None:
+    def __init__(
+        self, config: Config, *, judge: Judge | None = None, clock: Clock | None = None, notifier: Notifier | None = None
+    ) -> None:
+        """``judge``, when it was made before; the app closes it."""
         self.config = config
+        self._judge = judge
         self.clock = clock or SystemClock()
         self.notifier = notifier or Notifier()
         self.stop = asyncio.Event()
@@ -241,7 +140,7 @@ class App:
         config, folder = self.config, self.config.service.data_dir
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         # The workers' nursery is forked from this process, so it comes before any thread, file or lock.
-        self.judge = Judge(config)
+        self.judge = self._judge or Judge(config)
         self._stack.callback(self.judge.close)
         self._lock_instance(folder)
         self.database = Database(config.database_url, password=database_password(config))
@@ -277,7 +176,7 @@ class App:
             config=config,
             key=key,
             staff=StaffRenderer(staff_templates(config)),
-            revise=Revise(database, config, key, clock, self._reread),
+            revise=self._revise,
             labels=lambda: set(self.judge.facts.labels),
             action_text=lambda code, language: self.judge.facts.action_text(code, language),
         )
@@ -303,9 +202,7 @@ class App:
             profiles=known,
             settings=self._advance_settings(key, stale_after),
             lookup=self._lookup,
-            carry_out=lambda case, reading: carry_out(
-                desk, case, reading, worker=self.boot_id, clock=clock, dkim=signatures, overridable=guard.overridable
-            ),
+            carry_out=partial(self._carry_out, desk),
             on_queued=self.wake_senders,
             on_waiting=self.upkeep.wake,
             versions=lambda: self.judge.versions,
@@ -378,10 +275,21 @@ class App:
         """Which messages staff have answered with their own mail program."""
         return await self._sent[mailbox].answered_in_sent(message_ids, since=since)
 
+    async def _carry_out(self, desk: Desk, case: Claimed, reading: Reading) -> None:
+        # here, as in _revise: what reads and writes mail is not needed before an approver answers
+        from daemon.edges.dkim import signatures
+        from daemon.loops.commands import carry_out
+        from daemon.steps.guard import overridable
+
+        await carry_out(desk, case, reading, worker=self.boot_id, clock=self.clock, dkim=signatures, overridable=overridable)
+
+    async def _revise(self, case_id: int, text: str, *, author: str) -> Revision:
+        from daemon.loops.revise import Revise
+
+        return await Revise(self.database, self.config, self._key, self.clock, self._reread)(case_id, text, author=author)
+
     async def _reread(self, mailbox: str, raw: bytes) -> Reading:
-        [reading] = await self.judge.workers.map(
-            [mind.ReadTask(raw, profile(self.config, self.config.mailbox(mailbox)).identity)]
-        )
+        [reading] = await self.judge.workers.map([ReadTask(raw, profile(self.config, self.config.mailbox(mailbox)).identity)])
         if isinstance(reading, WorkerFailure):
             raise NeedsHuman("not_readable", str(reading))
         assert isinstance(reading, Reading)
@@ -486,20 +394,9 @@ class App:
         self.advance.wake()
 
 
-def run(path: Path) -> int:
-    """Run the service with this configuration until SIGTERM or SIGINT; returns the exit status."""
-    config = load(path, require_files=True)
-    logging.configure(config.service.log_level, config.service.log_format)
-    try:
-        asyncio.run(serve(config))
-    except* AlreadyRunning as group:
-        raise group.exceptions[0] from None
-    return 0
-
-
-async def serve(config: Config) -> None:
+async def serve(config: Config, judge: Judge) -> None:
     """Run one App under the process's signals."""
-    async with App(config) as app:
+    async with App(config, judge=judge) as app:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, app.stop.set)

@@ -99,7 +99,7 @@ def check(
 @app.command()
 def run(config: ConfigOption = None) -> None:
     """Run the service until it is told to stop (SIGTERM, Ctrl-C); SIGHUP reads playbook and model anew."""
-    from daemon.app import run as serve
+    from daemon.commands.service import serve
     from daemon.commands.shared import config_path
 
     raise typer.Exit(serve(config_path(config)))

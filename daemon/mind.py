@@ -2,10 +2,6 @@
 
 The worker's entry points, :func:`think`, :func:`prepare` and :func:`warm_up`,
 are module level so that another process can import them by name.
-
-The loops take messages in and settle them by :class:`GistTask` and
-:class:`SettleTask`: what comes back is what they write down, and nothing that
-would have to be unpacked first.
 """
 
 from __future__ import annotations
@@ -13,160 +9,33 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
-from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import daemon
 from classifiers import inference
 from daemon import pipeline, record
 from daemon.errors import NeedsHuman
-from daemon.pipeline import Circumstances, Mind, ReplyPlan
+from daemon.pipeline import Mind
 from daemon.playbook import open_checked, open_playbook
-from daemon.steps.draft import Frozen
 from daemon.steps.enrich import order_state
-from daemon.vocab import (
-    Draft,
-    GateVerdict,
-    Identity,
-    JsonText,
-    Kind,
-    Mode,
-    Notice,
-    OrderId,
-    Outcome,
-    Reading,
+from daemon.tasks import (
+    Circumstances,
+    DecideTask,
+    Gist,
+    GistTask,
+    MindFacts,
+    MindFiles,
+    ReadTask,
+    Settled,
+    SettledReply,
+    SettleTask,
+    Task,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class MindFiles:
-    """Where model, playbook and templates lie. ``model_key`` signs models; None for the shipped one.
-
-    ``checked`` is a file that remembers which templates were found to be sound, so that a start need not look again.
-    """
-
-    model: Path
-    playbook: Path
-    templates: Path
-    model_key: bytes | None = None
-    checked: Path | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class MindFacts:
-    """What the service has to know of the mind that its workers carry."""
-
-    model_version: str
-    playbook_version: str
-    labels: frozenset[str]  # top labels and labels with sublabels
-    expected: float  # share of labels that the model's evaluation promised to be right
-    actions: Mapping[str, Mapping[str, str]]  # what staff are asked to do: code, language, text
-
-    def action_text(self, code: str, language: str) -> str:
-        """What staff are asked to do, in their language (English when it is not translated)."""
-        texts = self.actions[code]
-        return texts.get(language, texts["en"])
-
-
-# --------------------------------------------------------------------------- tasks
-
-
-@dataclass(frozen=True, slots=True)
-class ReadTask:
-    """Bytes → Reading."""
-
-    raw: bytes
-    identity: Identity
-
-
-@dataclass(frozen=True, slots=True)
-class DecideTask:
-    """Reading → Outcome."""
-
-    reading: Reading
-    circumstances: Circumstances
-
-
-@dataclass(frozen=True, slots=True)
-class GistTask:
-    """Bytes → Gist."""
-
-    raw: bytes
-    identity: Identity
-
-
-@dataclass(frozen=True, slots=True)
-class SettleTask:
-    """Gist → Settled. ``plan``: how a reply would be frozen."""
-
-    packed: bytes  # of the Gist
-    circumstances: Circumstances
-    plan: ReplyPlan
-
-
-@dataclass(frozen=True, slots=True)
-class Gist:
-    """What the loops need of a message that was read; the rest travels along packed."""
-
-    content_key: str
-    message_id: str | None
-    writer: str  # whom an answer would go to, else who wrote; "" for nobody
-    kind: Kind
-    notice: Notice | None
-    marketplace: str | None
-    language: str | None
-    order_ids: tuple[OrderId, ...]
-    thread_keys: tuple[str, ...]
-    vouched: bool  # the marketplace itself proved the thread keys
-    answers: tuple[str, ...]  # Message-IDs that it may join a thread by
-    answerable: bool  # there is a safe address to answer to
-    label: str
-    sublabel: str | None
-    confidence: float
-    abstained: bool
-    record: JsonText
-    packed: bytes
-
-    def reading(self) -> Reading:
-        """Everything that was read."""
-        reading: Reading = pickle.loads(self.packed)  # noqa: S301 - our own worker wrote it
-        return reading
-
-
-@dataclass(frozen=True, slots=True)
-class SettledReply:
-    """A reply that may leave, as the bytes that would."""
-
-    draft: Draft
-    frozen: Frozen
-    recipient: str
-    findings: tuple[Mapping[str, Any], ...]
-    order_state: Mapping[str, Any] | None
-
-
-@dataclass(frozen=True, slots=True)
-class Settled:
-    """What the loops need of what was decided."""
-
-    mode: Mode
-    policy: str | None
-    group: str | None
-    template: str | None
-    reasons: tuple[str, ...]
-    verdict: GateVerdict
-    verdict_reason: str
-    defer_reason: str | None
-    reply: SettledReply | None
-    record: JsonText
-
-
-Task = ReadTask | DecideTask | GistTask | SettleTask
-
+from daemon.vocab import Identity, JsonText, Kind, Mode, Outcome, Reading
 
 # --------------------------------------------------------------------------- loading
 

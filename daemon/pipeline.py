@@ -8,26 +8,23 @@ functions, so what explain shows is what would be done.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
-from typing import Any
+from dataclasses import dataclass, replace
+from datetime import datetime
 
 from classifiers.inference import Model
 from daemon.errors import NeedsHuman
 from daemon.languages import SITE_LANGUAGES, reply_language
 from daemon.steps import authentication, enrich, flags, gate, guard, language, marketplace, parse, policy, writing
 from daemon.steps.classify import classify
-from daemon.steps.draft import Frozen, Renderer, freeze, message_id, quotable, reply_subject, reply_values
+from daemon.steps.draft import Renderer, freeze, message_id, quotable, reply_subject, reply_values
+from daemon.tasks import Circumstances, ReplyPlan
 from daemon.vocab import (
-    Address,
     Binding,
-    Caps,
     DeliveryKind,
     Draft,
     Flag,
+    Frozen,
     GateVerdict,
-    History,
     Identity,
     Kind,
     Mode,
@@ -48,33 +45,6 @@ class Mind:
     model: Model
     playbook: policy.Playbook
     renderer: Renderer
-
-
-@dataclass(frozen=True, slots=True)
-class Circumstances:
-    """What only the store, the sources and the configuration know about a message."""
-
-    now: datetime
-    rows: Sequence[Mapping[str, Any]] = ()  # order rows of every id that the message names
-    history: History = field(default_factory=History)
-    caps: Caps = field(default_factory=Caps)
-    stale_after: timedelta = timedelta(hours=24)
-    shop_name: str = ""
-    may_wait: bool = False  # facts may still come: defer instead of asking a person at once
-    person_reason: str | None = None  # why a person has to look, whatever the message says
-    staff_label: str | None = None  # a person's label outranks the model's, and a person sees the reply
-
-
-@dataclass(frozen=True, slots=True)
-class ReplyPlan:
-    """Which revision of whose reply a draft becomes. ``key`` makes its Message-ID one that nobody can guess."""
-
-    key: bytes
-    mailbox: str
-    sender: Address
-    domain: str  # of the Message-ID
-    case_id: int
-    revision: int
 
 
 def read(raw: bytes, mind: Mind, identity: Identity) -> Reading:

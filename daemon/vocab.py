@@ -466,6 +466,15 @@ class Draft:
     template: str
 
 
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """The bytes of one revision of a reply, as an approver approves them."""
+
+    mime: bytes
+    message_id: str
+    sha256: str
+
+
 class Severity(StrEnum):
     BLOCK = "block"  # may not leave; only a person may override, where it is theirs to decide
     HOLD = "hold"  # a person must look

@@ -20,6 +20,7 @@ from daemon.edges.orders.opening import open_orders
 from daemon.edges.smtp import Smtp
 from daemon.errors import ConfigError, PostsaleError
 from daemon.steps.approval import protection
+from daemon.tasks import MindFiles
 
 #: Longest a server may take to answer here.
 PING_SECONDS = 45
@@ -102,8 +103,8 @@ def _model(config: Config) -> str:
     return f"{opened.model.version} ({origin}), knows {len(opened.model.labels)} labels"
 
 
-def _files(config: Config) -> mind.MindFiles:
-    from daemon.app import mind_files
+def _files(config: Config) -> MindFiles:
+    from daemon.judge import mind_files
 
     return mind_files(config)
 

@@ -10,16 +10,15 @@ from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any
 
-from daemon import mind, resources
+from daemon import resources
 from daemon.commands.scratch import order_shelf
 from daemon.config import Config, OrdersConfig, ReadingConfig
 from daemon.edges.orders.opening import open_orders
 from daemon.edges.workers import WorkerFailure, WorkerLimits, WorkerPool
 from daemon.errors import PostsaleError
 from daemon.loops.profiles import MailboxProfile, profiles
-from daemon.mind import DecideTask, MindFiles, ReadTask
-from daemon.pipeline import Circumstances
 from daemon.record import explain_record, reading_record
+from daemon.tasks import Circumstances, DecideTask, MindFiles, ReadTask
 from daemon.vocab import Identity
 
 #: The documented fields, in their order; a record always has all of them.
@@ -49,12 +48,12 @@ class Explainer:
         files = self._mind_files()
         limits = WorkerLimits(self.reading.cpu_seconds, self.reading.wall_seconds, self.reading.memory_bytes)
         self._pool: WorkerPool[Any, Any] = WorkerPool(
-            mind.think,
+            "daemon.mind:think",
             processes=self.processes,
             limits=limits,
-            prepare=mind.prepare,
+            prepare="daemon.mind:prepare",
             arguments=(files,),
-            warm_up=mind.warm_up,
+            warm_up="daemon.mind:warm_up",
         )
         try:
             self._pool.prepared()
@@ -134,7 +133,7 @@ class Explainer:
     def _mind_files(self) -> MindFiles:
         if self._config is None:
             return MindFiles(resources.starter_model(), resources.playbook(), resources.templates())
-        from daemon.app import mind_files  # here: without a configuration the service's parts are not needed
+        from daemon.judge import mind_files  # here: without a configuration the service's parts are not needed
 
         return mind_files(self._config)
 

@@ -349,7 +349,8 @@ def _overridable(finding: Any) -> bool:
 def _revise(shop: _Shop, case_id: int, text: str) -> Any:
     """The next revision, made in this process as the service makes it in its workers."""
     from daemon import mind, pipeline
-    from daemon.app import mind_files, service_key
+    from daemon.app import service_key
+    from daemon.judge import mind_files
     from daemon.loops.profiles import profile
     from daemon.loops.revise import Revise
     from daemon.vocab import Reading

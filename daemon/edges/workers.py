@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkProcess, SpawnProcess
 from multiprocessing.reduction import recv_handle, send_handle
+from pkgutil import resolve_name
 from typing import Any, Generic, NoReturn, TypeVar
 
 from daemon.errors import PostsaleError, Transient
@@ -69,8 +70,8 @@ class WorkerLimits:
 class WorkerPool(Generic[A, R]):
     """A warm pool that applies one function to items.
 
-    ``work``, ``prepare`` and ``warm_up`` are module-level functions.
-    ``prepare(*arguments)`` runs once, in the nursery, as soon as the pool is
+    ``work``, ``prepare`` and ``warm_up`` name functions, ``module:function``, so
+    that the service itself need not load what they need. ``prepare(*arguments)`` runs once, in the nursery, as soon as the pool is
     made; what it returns or raises is what :meth:`prepared` returns or raises.
     ``warm_up()`` runs there before the first worker is needed, and loads what
     the work would otherwise load in each worker.
@@ -78,13 +79,13 @@ class WorkerPool(Generic[A, R]):
 
     def __init__(
         self,
-        work: Callable[[A], R],
+        work: str,
         *,
         processes: int,
         limits: WorkerLimits,
-        prepare: Callable[..., Any] | None = None,
+        prepare: str | None = None,
         arguments: Sequence[Any] = (),
-        warm_up: Callable[[], None] | None = None,
+        warm_up: str | None = None,
     ) -> None:
         self._limits = limits
         self._processes = processes
@@ -175,11 +176,11 @@ class WorkerPool(Generic[A, R]):
 class _Plan:
     """What a nursery needs to know."""
 
-    work: Callable[[Any], Any]
+    work: str
     limits: WorkerLimits
-    prepare: Callable[..., Any] | None
+    prepare: str | None
     arguments: tuple[Any, ...]
-    warm_up: Callable[[], None] | None
+    warm_up: str | None
 
 
 class _Worker:
@@ -287,7 +288,7 @@ def _tend(pipe: Connection, plan: _Plan) -> NoReturn:
             if order == "fork":
                 handle = recv_handle(pipe)
                 if plan.warm_up is not None and not children:
-                    plan.warm_up()
+                    resolve_name(plan.warm_up)()
                 gc.collect()
                 gc.freeze()  # what is shared is not written to by collections
                 child = os.fork()
@@ -311,7 +312,8 @@ def _tend(pipe: Connection, plan: _Plan) -> NoReturn:
 
 def _prepare(plan: _Plan) -> tuple[bool, Any]:
     try:
-        return True, plan.prepare(*plan.arguments) if plan.prepare else None
+        resolve_name(plan.work)
+        return True, resolve_name(plan.prepare)(*plan.arguments) if plan.prepare else None
     except Exception as error:  # noqa: BLE001 - it is raised where the pool was made
         return False, error
 
@@ -329,7 +331,7 @@ def _leave_alone(keep: int) -> None:
 
 def _serve(sock: socket.socket, plan: _Plan) -> NoReturn:
     """A worker's life."""
-    memory = plan.limits.memory_bytes
+    work, memory = resolve_name(plan.work), plan.limits.memory_bytes
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     status = 0
     try:
@@ -338,7 +340,7 @@ def _serve(sock: socket.socket, plan: _Plan) -> NoReturn:
                 (size,) = _LENGTH.unpack(head)
                 items = pickle.loads(stream.read(size))  # noqa: S301 - the service wrote it
                 try:
-                    answer: Any = _run(plan.work, items, plan.limits.cpu_seconds)
+                    answer: Any = _run(work, items, plan.limits.cpu_seconds)
                     payload = pickle.dumps(answer, pickle.HIGHEST_PROTOCOL)
                 except MemoryError:
                     items, answer = [], None

@@ -26,14 +26,13 @@ from daemon.loops.profiles import MailboxProfile
 from daemon.loops.recheck import OrderRows
 from daemon.loops.replies import Thinker, new_draft, reply_plan
 from daemon.mime.bounce import bounce_of
-from daemon.mind import Gist, GistTask, Settled, SettleTask
-from daemon.pipeline import Circumstances, ReplyPlan
 from daemon.store import batches, cases, drafts, outbox
 from daemon.store.batches import Asked, Filing, Known
 from daemon.store.cases import Claimed, Settlement, Understood
 from daemon.store.db import Database
 from daemon.store.drafts import NewDraft
 from daemon.store.transitions import StaleMove, move_case
+from daemon.tasks import Circumstances, Gist, GistTask, ReplyPlan, Settled, SettleTask
 from daemon.vocab import (
     CaseState,
     DeliveryKind,

@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from daemon.loops.profiles import MailboxProfile
-from daemon.pipeline import ReplyPlan
-from daemon.steps.draft import Frozen
 from daemon.store.drafts import NewDraft
-from daemon.vocab import Draft
+from daemon.tasks import ReplyPlan
+from daemon.vocab import Draft, Frozen
 
 
 class Thinker(Protocol):

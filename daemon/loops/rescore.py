@@ -11,10 +11,10 @@ from sqlalchemy import Connection
 from daemon import log as logging
 from daemon.loops.profiles import MailboxProfile
 from daemon.loops.replies import Thinker
-from daemon.mind import Gist, GistTask
 from daemon.store import cases
 from daemon.store.db import Database
 from daemon.store.transitions import StaleMove
+from daemon.tasks import Gist, GistTask
 
 log = logging.get(__name__)
 

@@ -28,7 +28,9 @@ def behave(item: str) -> str:
 
 @pytest.fixture
 def pool() -> Iterator[WorkerPool[str, str]]:
-    workers: WorkerPool[str, str] = WorkerPool(behave, processes=1, limits=WorkerLimits(cpu_seconds=1, wall_seconds=4))
+    workers: WorkerPool[str, str] = WorkerPool(
+        f"{__name__}:behave", processes=1, limits=WorkerLimits(cpu_seconds=1, wall_seconds=4)
+    )
     yield workers
     workers.close()
 
@@ -63,7 +65,10 @@ def die_at_start() -> None:
 
 async def test_processes_that_cannot_start_are_no_items_fault() -> None:
     workers: WorkerPool[str, str] = WorkerPool(
-        behave, processes=1, limits=WorkerLimits(cpu_seconds=1, wall_seconds=4, patience_seconds=3), prepare=die_at_start
+        f"{__name__}:behave",
+        processes=1,
+        limits=WorkerLimits(cpu_seconds=1, wall_seconds=4, patience_seconds=3),
+        prepare=f"{__name__}:die_at_start",
     )
     try:
         for _ in range(2):

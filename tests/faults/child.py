@@ -43,11 +43,12 @@ from daemon.loops.advance import Advance, AdvanceSettings
 from daemon.loops.deliver import Deliver
 from daemon.loops.ingest import Ingest
 from daemon.loops.profiles import MailboxProfile
-from daemon.mind import Gist, GistTask, MindFiles, Settled, SettleTask, gist, load_mind, settled
-from daemon.pipeline import Circumstances, Mind
+from daemon.mind import gist, load_mind, settled
+from daemon.pipeline import Mind
 from daemon.steps import gate
 from daemon.store import batches, cases, drafts, folders, outbox
 from daemon.store.db import Database
+from daemon.tasks import Circumstances, Gist, GistTask, MindFiles, Settled, SettleTask
 from daemon.vocab import Address, Caps, Decision, Draft, GateVerdict, Identity, Kind, Mode, Outcome, Reading, Verdict
 from tests.faults.bugs import BUGS
 

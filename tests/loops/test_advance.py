@@ -19,13 +19,13 @@ from daemon.loops.advance import Advance, AdvanceSettings
 from daemon.loops.profiles import MailboxProfile
 from daemon.loops.recheck import Recheck
 from daemon.loops.rescore import rescore
-from daemon.mind import GistTask, MindFiles
 from daemon.pipeline import Mind
 from daemon.store import cases, drafts, folders, outbox
 from daemon.store.db import Database
 from daemon.store.tables import cases as cases_table
 from daemon.store.tables import drafts as drafts_table
 from daemon.store.tables import outbox as outbox_table
+from daemon.tasks import GistTask, MindFiles
 from daemon.vocab import Address, Caps, CaseState, Identity, OrderId, RawMail
 from tests.conftest import NOW
 

@@ -7,14 +7,13 @@ person gets the case with the missing name. Buyer text is only ever a value,
 never a template, and never among the values templates see.
 """
 
-from daemon.steps.draft.freezing import Frozen, freeze, message_id, quotable, reply_subject
+from daemon.steps.draft.freezing import freeze, message_id, quotable, reply_subject
 from daemon.steps.draft.rendering import Declaration, Renderer, TemplateProblem, day, tidy
 from daemon.steps.draft.values import VALUES, ReplyValues, greeting_name, one_line, reply_values
 
 __all__ = [
     "VALUES",
     "Declaration",
-    "Frozen",
     "Renderer",
     "ReplyValues",
     "TemplateProblem",

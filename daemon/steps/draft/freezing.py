@@ -8,7 +8,6 @@ import hashlib
 import hmac
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from email.headerregistry import Address as HeaderAddress
 from email.message import EmailMessage
@@ -16,19 +15,10 @@ from email.policy import SMTP
 
 from daemon.steps.draft.rendering import tidy
 from daemon.steps.draft.values import CONTROLS, one_line
-from daemon.vocab import Address, Draft
+from daemon.vocab import Address, Draft, Frozen
 
 #: Most lines and characters of the buyer's text that are quoted below a reply.
 QUOTE_LINES, QUOTE_CHARACTERS = 30, 2000
-
-
-@dataclass(frozen=True, slots=True)
-class Frozen:
-    """The bytes of one revision of a reply, as an approver approves them."""
-
-    mime: bytes
-    message_id: str
-    sha256: str
 
 
 def message_id(key: bytes, *, mailbox: str, case_id: int, kind: str, revision: int, domain: str) -> str:
