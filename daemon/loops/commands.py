@@ -342,7 +342,7 @@ def _apply(
         return [_Done(None, Applied(Effect.REFUSED, 0, 0, None, "help"))]
     chosen: Sequence[tuple[int | None, requests.Request]]
     if command.all_low:
-        low = low_lines(desk, connection, understood.requests)
+        low = staff.low_lines(desk, connection, understood.requests)
         chosen = [(n, r) for n, r in enumerate(understood.requests, 1) if n in low]
         if not chosen:
             return [_Done(None, Applied(Effect.REFUSED, 0, 0, None, "not_low"))]
@@ -397,28 +397,6 @@ def _one(
         now=reply.now,
     )
     return _Done(line, applied)
-
-
-def low_lines(desk: Desk, connection: Connection, waiting: Sequence[requests.Request]) -> list[int]:
-    """Numbers of a digest that OK ALL LOW covers: within the operator's value and labels, no flag, no finding."""
-    low: list[int] = []
-    for number, request in enumerate(waiting, 1):
-        row, reading, outcome = views.load(connection, request.case_id)
-        approval = desk.mailbox(row.mailbox).approval
-        value = views.order_value(outcome)
-        draft = drafts.load(connection, request.case_id, request.revision)
-        serious = [f for f in (draft.findings if draft is not None else None) or () if f.get("severity") != Severity.FIX.value]
-        labels = {row.label, f"{row.label}/{row.sublabel}"}
-        if (
-            approval.ok_all_low_max_value > 0
-            and value is not None
-            and value <= approval.ok_all_low_max_value
-            and labels & set(approval.ok_all_low_labels)
-            and not reading.get("flags")
-            and not serious
-        ):
-            low.append(number)
-    return low
 
 
 # --------------------------------------------------------------------------- the answer

@@ -13,10 +13,10 @@ from sqlalchemy import Connection
 from daemon.config import ApproverConfig, Config, MailboxConfig
 from daemon.loops import views
 from daemon.steps.approval import CaseView, Reader, Rendered, StaffRenderer, seal
-from daemon.store import outbox, requests, tokens
+from daemon.store import drafts, outbox, requests, tokens
 from daemon.store.db import Database
 from daemon.store.drafts import NewDraft
-from daemon.vocab import CaseState, DeliveryKind, Finding, Outgoing, Verb
+from daemon.vocab import CaseState, DeliveryKind, Finding, Outgoing, Severity, Verb
 from daemon.worktime import Calendar
 
 #: Commands that fit a case, by what it waits for.
@@ -282,3 +282,25 @@ def tell(
             case_id=case_id,
             references=(thread_id(desk, mailbox, case_id, approver),),
         )
+
+
+def low_lines(desk: Desk, connection: Connection, waiting: Sequence[requests.Request]) -> list[int]:
+    """Numbers of a digest that OK ALL LOW covers: within the operator's value and labels, no flag, no finding."""
+    low: list[int] = []
+    for number, request in enumerate(waiting, 1):
+        row, reading, outcome = views.load(connection, request.case_id)
+        approval = desk.mailbox(row.mailbox).approval
+        value = views.order_value(outcome)
+        draft = drafts.load(connection, request.case_id, request.revision)
+        serious = [f for f in (draft.findings if draft is not None else None) or () if f.get("severity") != Severity.FIX.value]
+        labels = {row.label, f"{row.label}/{row.sublabel}"}
+        if (
+            approval.ok_all_low_max_value > 0
+            and value is not None
+            and value <= approval.ok_all_low_max_value
+            and labels & set(approval.ok_all_low_labels)
+            and not reading.get("flags")
+            and not serious
+        ):
+            low.append(number)
+    return low

@@ -18,7 +18,7 @@ from daemon import log as logging
 from daemon.clock import Clock
 from daemon.config import ApproverConfig, MailboxConfig
 from daemon.errors import NeedsHuman, Permanent, Transient
-from daemon.loops import commands, staff
+from daemon.loops import staff
 from daemon.loops.loop import Loop, Pace
 from daemon.loops.staff import Desk
 from daemon.store import drafts, outbox, requests, tokens
@@ -283,7 +283,7 @@ class Approvals:
                     digest_line=line,
                 )
             held = requests.find(connection, {tokens.token_hash(self._desk.key, to.token, 1)})
-            low = commands.low_lines(self._desk, connection, held)
+            low = staff.low_lines(self._desk, connection, held)
             rendered = self._desk.staff.render(
                 "digest", self._desk.reader(approver), now, items=views, mailbox=mailbox.name, low=low, purpose="digest"
             )
