@@ -31,6 +31,7 @@ from daemon.store.batches import Asked, Filing, Known
 from daemon.store.cases import Claimed, Settlement, Understood
 from daemon.store.db import Database
 from daemon.store.drafts import NewDraft
+from daemon.store.outbox import AlreadyReplying, FirstReply, NotDeliverable
 from daemon.store.transitions import StaleMove, move_case
 from daemon.tasks import Circumstances, Gist, GistTask, ReplyPlan, Settled, SettleTask
 from daemon.vocab import (
@@ -295,15 +296,27 @@ class Advance(Loop):
                 if item.thread_id not in alone or item.known.revision:
                     continue
                 to, reason = self._destination(settled, Surroundings())
-                if to in (CaseState.QUEUED, item.case.state):
+                if to is item.case.state:
                     continue
                 draft = self._draft(item, settled) if to in _DRAFT_STATES else None
-                settlement = self._settlement(item, to, reason, settled=settled)
-                filings[item.case.case_id] = item, Filing(settlement, draft, _DRAFT_STATES.get(to, DraftState.PENDING))
+                filings[item.case.case_id] = (
+                    item,
+                    Filing(
+                        self._settlement(item, to, reason, settled=settled),
+                        draft,
+                        _DRAFT_STATES.get(to, DraftState.PENDING),
+                        FirstReply(self._outgoing(item, draft), draft.template, item.thread_id)
+                        if draft is not None and to is CaseState.QUEUED
+                        else None,
+                    ),
+                )
             done = batches.settle_many(connection, [filing for _, filing in filings.values()], worker=worker, now=now)
             return set(filings), [(filings[case_id][0], filings[case_id][1].settlement) for case_id in done]
 
-        filed, ended = await self._db.write(unit)
+        try:
+            filed, ended = await self._db.write(unit)
+        except (StaleMove, AlreadyReplying, NotDeliverable):  # one of them; which, shows when each is settled alone
+            filed, ended = set(), []
         for item, settlement in ended:
             self._tell(item, settlement)
         for case_id in filed - {item.case.case_id for item, _ in ended}:

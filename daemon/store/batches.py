@@ -22,6 +22,7 @@ from daemon.store import feedback, outbox, threads
 from daemon.store.cases import ACTOR, Context, Settlement, Understood
 from daemon.store.dialect import insert_new, locked, padded, upsert_many
 from daemon.store.drafts import NewDraft, draft_row
+from daemon.store.outbox import FirstReply
 from daemon.store.tables import cases, drafts, events, records, thread_keys
 from daemon.store.tables import threads as threads_table
 from daemon.store.transitions import CASE_MOVES, IllegalMove, StaleMove
@@ -188,6 +189,7 @@ class Filing:
     settlement: Settlement
     draft: NewDraft | None = None
     draft_state: DraftState = DraftState.PENDING
+    reply: FirstReply | None = None  # what is queued at once
 
 
 def alone_in_thread(connection: Connection, thread_ids: Iterable[int]) -> set[int]:
@@ -202,12 +204,13 @@ def alone_in_thread(connection: Connection, thread_ids: Iterable[int]) -> set[in
 
 
 def settle_many(connection: Connection, batch: Sequence[Filing], *, worker: str, now: datetime) -> list[int]:
-    """As ``cases.settle`` and ``drafts.create`` for each of them; returns the cases that were settled.
+    """As ``cases.settle``, ``drafts.create`` and ``outbox.enqueue`` for each of them; returns the cases that were settled.
 
     Left out, and not written, are cases whose claim has been lost. Only for
     settlements that change the state, say what was read and decided, and name
     the same columns in ``values``, and for drafts that are the first of their
-    case; ValueError or IllegalMove otherwise.
+    case; ValueError or IllegalMove otherwise. StaleMove, and what enqueue raises,
+    leave the whole batch to be settled one by one.
     """
     for filing in batch:
         what = filing.settlement
@@ -230,6 +233,9 @@ def settle_many(connection: Connection, batch: Sequence[Filing], *, worker: str,
     fresh = [draft_row(filing.draft, filing.draft_state, now) for filing in held if filing.draft is not None]
     if fresh:
         connection.execute(insert(drafts), fresh)
+    leaving = [filing.reply for filing in held if filing.reply is not None]
+    if leaving:
+        outbox.enqueue_first(connection, leaving, now=now)
     return [filing.settlement.case_id for filing in held]
 
 

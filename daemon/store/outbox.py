@@ -15,13 +15,14 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, func, insert, not_, or_, select, update
 
 from daemon.clock import DELIVERY_BACKOFF_SECONDS, RECONNECT_BACKOFF_SECONDS, backoff
 from daemon.errors import PostsaleError
 from daemon.store import settings, threads
-from daemon.store.dialect import insert_one_new, padded, storable
+from daemon.store.dialect import insert_many_new, insert_one_new, padded, storable
 from daemon.store.tables import attempts, cases, outbox
 from daemon.store.transitions import StaleMove, move_case, move_delivery
 from daemon.vocab import CaseState, DeliveryKind, DeliveryState, Kind, Outgoing
@@ -77,34 +78,61 @@ def enqueue(
             raise NotDeliverable("another mail stands under the same key")
         same: int = present.id
         return same
-    delivery_id = insert_one_new(
-        connection,
-        outbox,
-        {
-            "kind": mail.kind.value,
-            "mailbox": mail.mailbox,
-            "case_id": mail.case_id,
-            "revision": mail.revision,
-            "recipient": mail.recipient,
-            "recipient_key": mail.recipient.lower(),
-            "envelope_from": mail.envelope_from,
-            "message_id": mail.message_id,
-            "dedupe_key": mail.dedupe_key,
-            "mime": mail.mime,
-            "mime_sha256": mail.sha256,
-            "state": DeliveryState.QUEUED.value,
-            "not_before": mail.not_before or now,
-            "template": template,
-            "automatic": automatic,
-            "created_at": now,
-            "updated_at": now,
-        },
-    )
+    delivery_id = insert_one_new(connection, outbox, _row(mail, now, template, automatic))
     if delivery_id is None:
         raise AlreadyReplying(f"case {mail.case_id} already has a reply under way")
     if mail.case_id is not None:
         _let_answers_join(connection, mail)
     return delivery_id
+
+
+@dataclass(frozen=True, slots=True)
+class FirstReply:
+    """The first reply of a case, as the policies made it: it leaves without a person's word."""
+
+    mail: Outgoing
+    template: str | None
+    thread_id: int
+
+
+def enqueue_first(connection: Connection, replies: Sequence[FirstReply], *, now: datetime) -> None:
+    """As enqueue for each of them. Raises as it does, and nothing of the transaction may be kept then."""
+    for reply in replies:
+        _check(reply.mail)
+    rows = [_row(reply.mail, now, reply.template, True) for reply in replies]
+    made = insert_many_new(connection, outbox, rows, outbox.c.case_id)
+    missing = {reply.mail.case_id for reply in replies} - {row.case_id for row in made}
+    if missing:
+        raise AlreadyReplying(f"cases {sorted(map(str, missing))} already have a reply under way")
+    for mailbox in {reply.mail.mailbox for reply in replies}:
+        leading = [
+            (r.thread_id, r.mail.recipient, threads.message_key(r.mail.message_id))
+            for r in replies
+            if r.mail.mailbox == mailbox
+        ]
+        threads.add_many(connection, mailbox, leading)
+
+
+def _row(mail: Outgoing, now: datetime, template: str | None, automatic: bool) -> dict[str, Any]:
+    return {
+        "kind": mail.kind.value,
+        "mailbox": mail.mailbox,
+        "case_id": mail.case_id,
+        "revision": mail.revision,
+        "recipient": mail.recipient,
+        "recipient_key": mail.recipient.lower(),
+        "envelope_from": mail.envelope_from,
+        "message_id": mail.message_id,
+        "dedupe_key": mail.dedupe_key,
+        "mime": mail.mime,
+        "mime_sha256": mail.sha256,
+        "state": DeliveryState.QUEUED.value,
+        "not_before": mail.not_before or now,
+        "template": template,
+        "automatic": automatic,
+        "created_at": now,
+        "updated_at": now,
+    }
 
 
 def _check(mail: Outgoing) -> None:

@@ -50,6 +50,15 @@ def add_keys(connection: Connection, mailbox: str, thread_id: int, *, correspond
     _store(connection, mailbox, thread_id, digests(correspondent, tuple(keys), vouched=False))
 
 
+def add_many(connection: Connection, mailbox: str, keys: Iterable[tuple[int, str, str]]) -> None:
+    """As add_keys for many threads: (thread, correspondent, key)."""
+    rows = [
+        {"mailbox": mailbox, "key": _digest(correspondent.lower(), key), "thread_id": thread_id}
+        for thread_id, correspondent, key in keys
+    ]
+    insert_new(connection, thread_keys, rows)
+
+
 def message_key(message_id: str) -> str:
     """The thread key of a Message-ID."""
     return f"mid:{message_id}"

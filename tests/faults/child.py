@@ -67,6 +67,7 @@ UNITS: dict[str, tuple[Any, str]] = {
     "claim_case": (cases, "claim"),
     "understand": (batches, "understand_many"),
     "settle_many": (batches, "settle_many"),
+    "enqueue_first": (outbox, "enqueue_first"),
     "settle": (cases, "settle"),
     "create_draft": (drafts, "create"),
     "enqueue": (outbox, "enqueue"),

@@ -13,10 +13,12 @@ from sqlalchemy import Connection, select
 
 from daemon.store import batches, cases, feedback
 from daemon.store import drafts as drafting
+from daemon.store import outbox as outbox_store
 from daemon.store.batches import Asked, Filing
 from daemon.store.cases import Settlement, Understood
 from daemon.store.db import Database
 from daemon.store.drafts import NewDraft
+from daemon.store.outbox import FirstReply
 from daemon.store.tables import cases as table
 from daemon.store.tables import drafts, events, outbox, records, thread_keys
 from daemon.store.transitions import IllegalMove
@@ -164,6 +166,17 @@ def first_draft(case_id: int) -> NewDraft:
     )
 
 
+def understood(c: Connection, ids: Sequence[int], now: datetime) -> dict[int, int]:
+    """Let every case be a message of its own buyer; returns their threads."""
+    asked = [Asked(i, Understood(f"k{i}", None, f"{i}@b.test", Kind.BUYER), 24) for i in ids]
+    c.execute(table.update().where(table.c.id.in_(ids)).values(claimed_by=WORKER))
+    known = batches.understand_many(c, asked, worker=WORKER, now=now)
+    c.execute(
+        table.update().where(table.c.id.in_(ids)).values(content_key="same", sender="anna@buyers.test", duplicate_of=None)
+    )
+    return {i: one.context.thread_id for i, one in zip(ids, known, strict=True) if one is not None}
+
+
 def settlement(case_id: int, to: CaseState) -> Settlement:
     values = {"label": "complaint", "due_at": None}
     texts = {"reading": JsonText('{"a": 1}'), "outcome": JsonText('{"b": [2]}')}
@@ -189,23 +202,38 @@ def test_settling_a_batch_writes_what_settling_each_writes(database: Database, n
                     drafts.c.case_id == row.id
                 )
             ).all()
-            found.append((said, row.label, row.claimed_by, row.lease_until, trail, kept, written))
+            queued = c.execute(
+                select(outbox.c.kind, outbox.c.state, outbox.c.template, outbox.c.automatic, outbox.c.not_before).where(
+                    outbox.c.case_id == row.id
+                )
+            ).all()
+            keys = c.execute(select(thread_keys.c.key).where(thread_keys.c.thread_id == row.thread_id)).all()
+            found.append((said, row.label, row.claimed_by, row.lease_until, trail, kept, written, queued, len(keys)))
         return found
 
-    to = (CaseState.HUMAN, CaseState.AWAITING_APPROVAL, CaseState.IGNORED)
+    to = (CaseState.HUMAN, CaseState.AWAITING_APPROVAL, CaseState.IGNORED, CaseState.QUEUED)
+    state_of = {CaseState.AWAITING_APPROVAL: DraftState.PENDING, CaseState.QUEUED: DraftState.APPROVED}
 
     def scenario(c: Connection) -> tuple[list[Any], list[Any]]:
-        together, apart = (1, 2, 3), (4, 5, 6)
-        ids = claimed(c, together, now)
+        together, apart = (1, 2, 3, 4), (5, 6, 7, 8)
+        ids = [*claimed(c, together, now), *claimed(c, apart, now)]
+        threads_of = understood(c, ids, now)
         filings = [
-            Filing(settlement(i, t), first_draft(i) if t is CaseState.AWAITING_APPROVAL else None)
-            for i, t in zip(ids, to, strict=True)
+            Filing(
+                settlement(i, t),
+                first_draft(i) if t in state_of else None,
+                state_of.get(t, DraftState.PENDING),
+                FirstReply(outgoing(i), "en/x", threads_of[i]) if t is CaseState.QUEUED else None,
+            )
+            for i, t in zip(ids, to, strict=False)
         ]
-        assert batches.settle_many(c, filings, worker=WORKER, now=now) == ids
-        for case_id, state in zip(claimed(c, apart, now), to, strict=True):
+        assert batches.settle_many(c, filings, worker=WORKER, now=now) == ids[:4]
+        for case_id, state in zip(ids[4:], to, strict=True):
             cases.settle(c, settlement(case_id, state), worker=WORKER, now=now)
-            if state is CaseState.AWAITING_APPROVAL:
-                drafting.create(c, first_draft(case_id), state=DraftState.PENDING, now=now)
+            if state in state_of:
+                drafting.create(c, first_draft(case_id), state=state_of[state], now=now)
+            if state is CaseState.QUEUED:
+                outbox_store.enqueue(c, outgoing(case_id), now=now, template="en/x", automatic=True)
         return rows(c, together), rows(c, apart)
 
     together, apart = database.write_now(scenario)
