@@ -37,17 +37,17 @@ _AMOUNT = re.compile(
     r"(?:[$€£¥]|\b(?:eur|usd|gbp|chf|jpy|rmb|cny|twd|ntd?|hkd)\b\$?) ?\d+(?:[.,']\d+)*"
     r"|\d+(?:[.,']\d+)*(?:[.,]-)? ?(?:[$€£¥円元块塊]|(?:eur|euros?|usd|dollars?|gbp|pounds?|chf|francs?|franken|yen|rmb|cny|twd|hkd)\b)"
 )
-_DATE = re.compile(
-    r"\b\d{4}[-/.]\d{1,2}[-/.]\d{1,2}\b|\b\d{1,2}[-/.]\d{1,2}[-/.](?:\d{4}|\d{2})\b|\b\d{1,2}[./]\d{1,2}\.(?!\d)|\b\d{1,2}/\d{1,2}\b"
-    r"|(?:\d{4}年)?\d{1,2}月\d{1,2}[日号]"
+_DATE = re.compile(  # the look ahead spares the alternatives at most places
+    r"(?=\d)(?:\b\d{4}[-/.]\d{1,2}[-/.]\d{1,2}\b|\b\d{1,2}[-/.]\d{1,2}[-/.](?:\d{4}|\d{2})\b|\b\d{1,2}[./]\d{1,2}\.(?!\d)|\b\d{1,2}/\d{1,2}\b"
+    r"|(?:\d{4}年)?\d{1,2}月\d{1,2}[日号])"
 )
 _TIME = re.compile(r"\b\d{1,2}[:h]\d{2}(?: ?[ap]m)?\b|\b\d{1,2} ?[ap]m\b")
 _NUMBER = re.compile(r"\d+(?:[.,']\d+)*")
-_LONG = re.compile(r"([^\W\d_])\1{2,}|([!?~.])\2+")
-_SPACE = re.compile(r"[ \t\f\v]+")
+_LONG = re.compile(r"(?=(.)\1)(?:([^\W\d_])\2{2,}|([!?~.])\3+)")
+_SPACE = re.compile(r" [ \t\f\v]+|[\t\f\v][ \t\f\v]*")  # all but the single spaces, which stay as they are
+_DIGIT = re.compile(r"\d")
 _KANA = re.compile(r"[\u3041-\u30ff]")
-_HAN = re.compile(r"[\u3400-\u9fff]")
-_APOSTROPHES = str.maketrans({"\u2019": "'", "\u2018": "'", "\u02bc": "'", "\u00b4": "'", "`": "'", "\u00ad": None})
+_APOSTROPHES = {"\u2019": "'", "\u2018": "'", "\u02bc": "'", "\u00b4": "'", "`": "'", "\u00ad": ""}
 _MARK = re.compile(r"[\u0300-\u036f]")
 
 
@@ -72,25 +72,33 @@ def normalize(text: str) -> str:
     Line breaks stay, they end sentences. Text with kana keeps its characters,
     since the same code point may be a different word in Japanese.
     """
-    text = unicodedata.normalize("NFKC", bounded(text)).translate(_APOSTROPHES).casefold()
+    text = unicodedata.normalize("NFKC", bounded(text))
+    for sign, plain in _APOSTROPHES.items():
+        if sign in text:
+            text = text.replace(sign, plain)
+    text = text.casefold()
     if not text.isascii():
         if not _KANA.search(text):
-            han = _HAN.search(text)
-            text = text.translate(_simplified()) if han else _MARK.sub("", unicodedata.normalize("NFD", text))
+            text = text.translate(_simplified()) if _has_han(text) else _MARK.sub("", unicodedata.normalize("NFD", text))
         text = unicodedata.normalize("NFC", text)
     if "@" in text:
         text = _MAIL.sub(MAIL, text)
     if "http" in text or "www." in text:
         text = _LINK.sub(LINK, text)
-    if any(c.isdigit() for c in text):
+    if _DIGIT.search(text):
         for pattern, mask in ((_AMOUNT, AMOUNT), (_ID, ID), (_DATE, DATE), (_TIME, TIME), (_NUMBER, NUMBER)):
             text = pattern.sub(mask, text)
     return _SPACE.sub(" ", _LONG.sub(_shorter, text)).strip()
 
 
+def _has_han(text: str) -> bool:
+    # Not a regular expression: to compile one for so many characters takes longer than to read a message.
+    return max(text) >= "\u3400" and any("\u3400" <= c <= "\u9fff" for c in text)
+
+
 def _shorter(match: re.Match[str]) -> str:
     """Two of a repeated letter or sign say as much as nine."""
-    return (match.group(1) or match.group(2)) * 2
+    return match.group(1) * 2
 
 
 def is_cjk(character: str) -> bool:
