@@ -1,12 +1,10 @@
-"""Labels documents with an exported model; knows neither scikit-learn nor numpy.
+"""Labels documents with an exported model; needs neither scikit-learn nor numpy.
 
-An exported model is one file: ``MAGIC``, the version of the analysis, and one
-zlib stream of a JSON head and three flat sections. Weights are whole numbers
-of one byte with one scale per class. All classes of a term are added up at
-once: the bytes of a row are spread over eight-byte lanes of one big integer,
-which is then multiplied by the term's value as a fixed-point number. That is
-several times faster in plain Python than a loop over classes, and exact to
-2**-40 of a weight.
+An exported model is one file: ``MAGIC``, the version of the analysis, the
+length of one zlib stream, that stream with a JSON head, the vocabulary and the
+inverse document frequencies, and the weights as they are, since to unpack them
+would take longer than all the rest. Weights are whole numbers of one byte with
+one scale per class.
 """
 
 from __future__ import annotations
@@ -15,29 +13,37 @@ import hashlib
 import hmac
 import json
 import math
+import sys
 import zlib
 from array import array
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property, partial
+from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from classifiers.cues import Cues
 from classifiers.document import Document, Scored
 from classifiers.errors import ModelRefused
+from classifiers.memo import Memo
 from classifiers.normalize import is_cjk, shown
-from classifiers.vectorize import ANALYSIS, BLOCKS, Analysis, analyse
+from classifiers.scoring import Bags, Evidence, Linear, PlainScorer
+from classifiers.vectorize import ANALYSIS, BLOCKS, Bag, Texts, cue_terms, ngrams, texts, word_terms
+from classifiers.vocabulary import UNKNOWN, Packed, Vocabulary, arranged
 
-MAGIC = b"POSTSALE-MODEL-1\n"
+MAGIC = b"POSTSALE-MODEL-2\n"
 MODEL_FILE = "model.psm"
 MANIFEST_FILE = "manifest.json"
 SIGNATURE_FILE = "manifest.sig"
 LIVE_FILE = "live"
 VERSIONS = "versions"
 
-_FRACTION = 40  # bits after the point of a term's value
-_LANE = 8  # bytes of one class in the big integer
+_SECTIONS = 5  # of the zlib stream: head, names and bucket starts and first numbers of terms, inverse document frequencies
 _LARGEST = 256_000_000  # no exported model unpacks to more bytes than this
 _TERMS = 8
+_WORDS = 12_288  # words whose n-grams are remembered
+_SHOWN = 4_096  # terms whose names are remembered
 #: How terms of a block are marked when they are shown to people.
 TERM_PREFIXES = {"subject_words": "subject: ", "subject_chars": "subject: ", "cues": "cue: "}
 NEVER = 2.0  # a threshold that no confidence reaches
@@ -61,77 +67,79 @@ class Head(NamedTuple):
 
 
 class Model:
-    """An opened model. ``version`` names it; ``head`` is what it knows besides its weights."""
+    """An opened model. ``version`` names it; ``head`` is what it knows besides its terms and weights.
 
-    def __init__(self, head: Head, terms: Sequence[str], idf: array[float], weights: bytes) -> None:
+    What was worked out for a word, an n-gram or a term is remembered, within bounds.
+    """
+
+    def __init__(self, head: Head, vocabulary: Vocabulary, linear: Linear) -> None:
         self.head = head
         self.version = head.version
         self.classes = head.classes
         self.labels = tuple(sorted({c.partition("/")[0] for c in head.classes}))
         self._top = tuple(self.labels.index(c.partition("/")[0]) for c in head.classes)
-        self._names = terms
-        self._idf = idf
-        self._weights = weights
-        self._width = len(head.classes)
-        self._vocabulary: dict[str, dict[str, int]] = {}
-        start = 0
-        for name, size, _ in head.blocks:
-            self._vocabulary[name] = dict(zip(terms[start : start + size], range(start, start + size), strict=True))
-            start += size
-        self._weight = {name: weight for name, _, weight in head.blocks}
+        self._vocabulary = vocabulary
+        self._numbers = dict.fromkeys(BLOCKS, Memo[str, int](lambda _: UNKNOWN, 1))
+        self._numbers |= {name: vocabulary.blocks[at] for at, (name, _, _) in enumerate(head.blocks)}
+        self._ngrams = {name: Memo(partial(_known_ngrams, numbers), _WORDS) for name, numbers in self._numbers.items()}
+        self._weight = dict.fromkeys(BLOCKS, 0.0) | {name: weight for name, _, weight in head.blocks}
+        self._shown = Memo(self._show, _SHOWN)
         self._cues = Cues(head.cues)
-        self._log = [0.0, *(math.log(tf) + 1.0 for tf in range(1, 64))]
+        self._linear = linear
+        self._plain = PlainScorer(linear)
 
-    def values(self, analysis: Analysis) -> list[tuple[int, float]]:
-        """The TF-IDF vector of a document: (term number, value), each block of length 1 times its weight."""
-        vector: list[tuple[int, float]] = []
-        idf, log = self._idf, self._log
-        for name, bag in zip(BLOCKS, analysis, strict=True):
-            if not bag or name not in self._vocabulary:
-                continue
-            number = self._vocabulary[name].get
-            found: list[tuple[int, float]] = []
-            for term, tf in bag.items():
-                at = number(term)
-                if at is not None:
-                    found.append((at, (log[tf] if tf < 64 else math.log(tf) + 1.0) * idf[at]))
-            if found:
-                factor = self._weight[name] / math.sqrt(sum(value * value for _, value in found))
-                vector.extend((at, value * factor) for at, value in found)
-        return vector
+    @cached_property
+    def _arrays(self) -> Callable[[Bags], Evidence]:
+        from classifiers.scoring_arrays import ArrayScorer
 
-    def decisions(self, vector: Iterable[tuple[int, float]]) -> list[float]:
-        """Linear scores of all classes."""
-        width, weights = self._width, self._weights
-        lanes = bytearray(width * _LANE)
-        from_bytes, one = int.from_bytes, 1 << _FRACTION
-        total, values = 0, 0
-        for at, value in vector:
-            fixed = int(value * one)
-            lanes[::_LANE] = weights[at * width : at * width + width]
-            total += from_bytes(lanes, "little") * fixed
-            values += fixed
-        sums = total.to_bytes(width * _LANE + _LANE, "little")
-        return [
-            (from_bytes(sums[k * _LANE : k * _LANE + _LANE], "little") - 128 * values) / one * scale + bias
-            for k, (scale, bias) in enumerate(zip(self.head.scale, self.head.intercept, strict=True))
-        ]
+        return ArrayScorer(self._linear)
 
     def probabilities(self, document: Document) -> list[float]:
         """Calibrated probability of every class, in the order of ``classes``."""
-        return softmax(self.decisions(self.values(analyse(document, self._cues))))
+        return softmax(self._score(self._read(document)[0]).decisions)
 
     def predict(self, document: Document) -> Scored:
         """The label of a document, or the reason why there is none that can be relied on."""
-        analysis = analyse(document, self._cues)
-        vector = self.values(analysis)
-        decisions = self.decisions(vector)
-        scored = self.judge(decisions, self.known_share(analysis))
-        if not vector:
-            scored = scored._replace(abstained=True, reason="empty")
+        bags, known = self._read(document)
+        evidence = self._score(bags)
+        scored = self.judge(evidence.decisions, known)
+        abstained, reason = scored.abstained, scored.reason
+        if not any(bag for _, bag in bags):
+            abstained, reason = True, "empty"
         elif self._foreign(document.lang):
-            scored = scored._replace(abstained=True, reason="language")
-        return scored._replace(terms=self._terms(vector, decisions, scored))
+            abstained, reason = True, "language"
+        return scored._replace(abstained=abstained, reason=reason, terms=self._terms(evidence, scored.label))
+
+    def predict_many(self, documents: Iterable[Document]) -> list[Scored]:
+        """The labels of many documents, in their order."""
+        return [self.predict(document) for document in documents]
+
+    def _read(self, document: Document) -> tuple[Bags, float]:
+        """The counted terms of a document, and the share of its words that training knew."""
+        found = texts(document)
+        words = word_terms(found.body_tokens)
+        counted = {
+            "words": self._counted("words", words),
+            "chars": self._counted_ngrams("chars", found.body_tokens),
+            "subject_words": self._counted("subject_words", word_terms(found.subject_tokens)),
+            "subject_chars": self._counted_ngrams("subject_chars", found.subject_tokens),
+            "cues": self._counted("cues", cue_terms(found, self._cues)),
+        }
+        return [(self._weight[block], bag) for block, bag in counted.items()], self._known_share(words, found)
+
+    def _counted(self, block: str, terms: Bag) -> dict[int, int]:
+        """How often each known term occurs, by number."""
+        bag = dict(zip(map(self._numbers[block].__getitem__, terms), terms.values(), strict=True))
+        bag.pop(UNKNOWN, None)
+        return bag
+
+    def _counted_ngrams(self, block: str, tokens: Sequence[str]) -> dict[int, int]:
+        """How often each known n-gram occurs in tokens, by number."""
+        return Counter(chain.from_iterable(map(self._ngrams[block].__getitem__, tokens)))
+
+    def _score(self, bags: Bags) -> Evidence:
+        """numpy scores faster, but is too dear to be loaded for that alone."""
+        return (self._arrays if "numpy" in sys.modules else self._plain)(bags)
 
     def judge(self, decisions: Sequence[float], known: float) -> Scored:
         """Label, confidence and doubts that follow from the scores of all classes and the share of known words."""
@@ -159,10 +167,6 @@ class Model:
             reason=reason,
         )
 
-    def predict_many(self, documents: Iterable[Document]) -> list[Scored]:
-        """The labels of many documents, in their order."""
-        return [self.predict(document) for document in documents]
-
     def tops(self, flat: Sequence[float]) -> list[float]:
         """Probabilities of top labels: those of their sublabels added up."""
         sums = [0.0] * len(self.labels)
@@ -170,60 +174,42 @@ class Model:
             sums[top] += probability
         return sums
 
-    def known_share(self, analysis: Analysis) -> float:
+    def _known_share(self, words: Bag, found: Texts) -> float:
         """Share of the body's words (of unspaced script: neighbouring pairs) that training knew; 1 of nothing."""
-        words, chars = self._vocabulary.get("words", {}), self._vocabulary.get("chars", {})
-        asked = known = 0
-        for term in analysis.words:
-            if " " not in term and term.isalpha():
-                asked += 1
-                known += term in words
-        for term in analysis.chars:
-            if len(term) == 2 and is_cjk(term[0]) and is_cjk(term[1]):
-                asked += 1
-                known += term in chars
-        return known / asked if asked else 1.0
+        asked = [*map(self._numbers["words"].__getitem__, filter(str.isalpha, words))]
+        if not found.body.isascii():
+            unspaced = [token for token in found.body_tokens if is_cjk(token[0])]
+            pairs = {run[at : at + 2] for run in unspaced for at in range(len(run) - 1)}
+            asked += map(self._numbers["chars"].__getitem__, pairs)
+        return (len(asked) - asked.count(UNKNOWN)) / len(asked) if asked else 1.0
 
     def _foreign(self, language: str | None) -> bool:
         """Whether the model was told of a language that it never learned."""
         known = self.head.languages
         return bool(language and known) and str(language).partition("-")[0].lower() not in known
 
-    def _terms(
-        self, vector: Sequence[tuple[int, float]], decisions: Sequence[float], scored: Scored
-    ) -> tuple[tuple[str, float], ...]:
+    def _terms(self, evidence: Evidence, label: str) -> tuple[tuple[str, float], ...]:
         """What spoke most for the label, and against it, compared with the best class of any other label."""
-        best = self.labels.index(scored.label)
-        mine = max((k for k, top in enumerate(self._top) if top == best), key=decisions.__getitem__)
-        other = max((k for k, top in enumerate(self._top) if top != best), key=decisions.__getitem__)
-        width, weights, scale = self._width, self._weights, self.head.scale
-        a, b = scale[mine], scale[other]
-        pulls = sorted(
-            (
-                (value * ((weights[at * width + mine] - 128) * a - (weights[at * width + other] - 128) * b), at)
-                for at, value in vector
-            ),
-            key=lambda pull: -abs(pull[0]),
-        )
+        best = self.labels.index(label)
+        mine = max((k for k, top in enumerate(self._top) if top == best), key=evidence.decisions.__getitem__)
+        other = max((k for k, top in enumerate(self._top) if top != best), key=evidence.decisions.__getitem__)
         chosen: list[tuple[str, float]] = []
-        for pull, at in pulls[: 12 * _TERMS]:
-            name, term = self._term(at)
-            bare = term.strip()
-            if not bare or any(bare in seen or seen.strip() in bare for seen, _ in chosen):
-                continue
-            chosen.append((f"{name}{shown(term)}", round(pull, 4)))
-            if len(chosen) == _TERMS:
-                break
+        for number, pull in evidence.strongest(mine, other, 12 * _TERMS):
+            bare, full = self._shown[number]
+            if bare and not any(bare in seen or seen.strip() in bare for seen, _ in chosen):
+                chosen.append((full, round(pull, 4)))
+                if len(chosen) == _TERMS:
+                    break
         return tuple(chosen)
 
-    def _term(self, at: int) -> tuple[str, str]:
-        """A term by its number; the prefix tells where it stood."""
-        start = 0
-        for name, size, _ in self.head.blocks:
-            if at < start + size:
-                return TERM_PREFIXES.get(name, ""), self._names[at]
-            start += size
-        raise IndexError(at)
+    def _show(self, number: int) -> tuple[str, str]:
+        """A term without spaces around, and as people read it; a prefix tells where it stood."""
+        block, term = self._vocabulary.term(number)
+        return term.strip(), TERM_PREFIXES.get(self.head.blocks[block][0], "") + shown(term)
+
+
+def _known_ngrams(numbers: Memo[str, int], token: str) -> tuple[int, ...]:
+    return tuple(number for number in map(numbers.__getitem__, ngrams(token)) if number != UNKNOWN)
 
 
 def softmax(scores: Sequence[float]) -> list[float]:
@@ -289,45 +275,58 @@ def sign(data: bytes, key: bytes) -> str:
 
 def pack(head: Head, terms: Sequence[str], idf: array[float], weights: bytes) -> bytes:
     """A model as the bytes of its file. ``weights`` are rows of terms, 128 stands for zero."""
-    names = "\n".join(terms).encode()
-    sections = (json.dumps(head._asdict(), ensure_ascii=False, sort_keys=True).encode(), names, idf.tobytes(), weights)
-    body = b"".join(len(section).to_bytes(8, "little") for section in sections) + b"".join(sections)
-    return MAGIC + ANALYSIS.to_bytes(2, "little") + zlib.compress(body, 9)
+    width = len(head.classes)
+    vocabulary, order = arranged([size for _, size, _ in head.blocks], terms)
+    sections = (
+        json.dumps(head._asdict(), ensure_ascii=False, sort_keys=True).encode(),
+        vocabulary.names,
+        vocabulary.starts.tobytes(),
+        vocabulary.firsts.tobytes(),
+        array("f", [idf[at] for at in order]).tobytes(),
+    )
+    sizes = b"".join(len(section).to_bytes(8, "little") for section in sections)
+    packed = zlib.compress(sizes + b"".join(sections), 9)
+    rows = b"".join([weights[at * width : (at + 1) * width] for at in order])
+    return MAGIC + ANALYSIS.to_bytes(2, "little") + len(packed).to_bytes(8, "little") + packed + rows
 
 
 def unpack(data: bytes, name: str) -> Model:
     """The model that ``pack`` wrote; ``name`` is for the message. Raises ModelRefused."""
     start = len(MAGIC)
     if not data.startswith(MAGIC):
-        raise ModelRefused(f"{name}: is not a model of Postsale")
+        raise ModelRefused(f"{name}: is not a model of this version of Postsale; train again")
     if int.from_bytes(data[start : start + 2], "little") != ANALYSIS:
         raise ModelRefused(f"{name}: was made by a version that reads text differently; train again")
+    start += 10
+    end = start + int.from_bytes(data[start - 8 : start], "little")
     try:
         opened = zlib.decompressobj()
-        body = opened.decompress(data[start + 2 :], _LARGEST)
+        body = opened.decompress(data[start:end], _LARGEST)
         if opened.unconsumed_tail or not opened.eof:
             raise ModelRefused(f"{name}: is too large or truncated")
-        return _assemble(body)
+        return _assemble(body, data[end:])
     except (zlib.error, ValueError, KeyError, TypeError, IndexError) as error:
         raise ModelRefused(f"{name}: cannot be understood: {error}") from error
 
 
-def _assemble(body: bytes) -> Model:
-    sizes = [int.from_bytes(body[at : at + 8], "little") for at in range(0, 32, 8)]
-    if 32 + sum(sizes) != len(body):
+def _assemble(body: bytes, weights: bytes) -> Model:
+    heading = 8 * _SECTIONS
+    sizes = [int.from_bytes(body[at : at + 8], "little") for at in range(0, heading, 8)]
+    if heading + sum(sizes) != len(body):
         raise ValueError("its sections do not add up")
-    ends = [32 + sum(sizes[: n + 1]) for n in range(4)]
-    raw = json.loads(body[32 : ends[0]])
+    ends = [*accumulate(sizes, initial=heading)]
+    raw, names, starts, firsts, idf = (body[begin:end] for begin, end in pairwise(ends))
+    fields = json.loads(raw)
     head = Head(
         **{
-            **raw,
-            **{name: tuple(raw[name]) for name in ("classes", "scale", "intercept", "languages")},
-            "blocks": tuple((name, size, weight) for name, size, weight in raw["blocks"]),
+            **fields,
+            **{name: tuple(fields[name]) for name in ("classes", "scale", "intercept", "languages")},
+            "blocks": tuple((name, size, weight) for name, size, weight in fields["blocks"]),
         }
     )
-    terms = body[ends[0] : ends[1]].decode().split("\n")
-    idf = array("f", body[ends[1] : ends[2]])
-    weights = body[ends[2] :]
-    if len(terms) != len(idf) or len(weights) != len(terms) * len(head.classes) or len(head.scale) != len(head.classes):
+    terms = [size for _, size, _ in head.blocks]
+    vocabulary = Vocabulary(terms, Packed(names, array("I", starts), array("I", firsts)))
+    frequencies = array("f", idf)
+    if len(frequencies) != sum(terms) or len(weights) != sum(terms) * len(head.classes) or len(head.scale) != len(head.classes):
         raise ValueError("its sections do not fit each other")
-    return Model(head, terms, idf, weights)
+    return Model(head, vocabulary, Linear(head.scale, head.intercept, frequencies, weights))

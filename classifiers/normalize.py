@@ -113,7 +113,7 @@ def has_cjk(text: str) -> bool:
 
 def runs(token: str) -> list[str]:
     """A token cut where unspaced script begins or ends."""
-    if token.isascii():
+    if token.isascii() or (min(token) >= "\u3005" and max(token) <= "\u9fff"):
         return [token]
     return ["".join(run) for _, run in groupby(token, is_cjk)]
 

@@ -10,6 +10,7 @@ only: a labelling process imports this.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -64,31 +65,45 @@ def word_terms(found: Iterable[str]) -> Bag:
     return bag
 
 
+def ngrams(token: str) -> list[str]:
+    """Character n-grams of a word, with its edges marked by a space, or of an unspaced run."""
+    text, longest = (token, CJK_MAX) if is_cjk(token[0]) else (f" {token} ", CHARS_MAX)
+    size = len(text)
+    return [text[start : start + n] for n in range(1, min(longest, size) + 1) for start in range(size - n + 1)]
+
+
 def char_terms(found: Iterable[str]) -> Bag:
-    """Character n-grams inside words, with the word's edges marked by a space, and inside unspaced runs."""
-    bag: Bag = {}
-    get = bag.get
-    for token in found:
-        if is_cjk(token[0]):
-            text, longest = token, CJK_MAX
-        else:
-            text, longest = f" {token} ", CHARS_MAX
-        size = len(text)
-        for n in range(1, min(longest, size) + 1):
-            for start in range(size - n + 1):
-                term = text[start : start + n]
-                bag[term] = get(term, 0) + 1
-    return bag
+    """Character n-grams of all tokens."""
+    return Counter(term for token in found for term in ngrams(token))
+
+
+class Texts(NamedTuple):
+    """A document made comparable, and its tokens."""
+
+    body: str
+    subject: str
+    body_tokens: list[str]
+    subject_tokens: list[str]
+
+
+def texts(document: Document) -> Texts:
+    """What a document's terms are taken from."""
+    body, subject = normalize(document.text), normalize(document.subject)
+    return Texts(body, subject, tokens(body), tokens(subject))
+
+
+def cue_terms(found: Texts, cues: Cues) -> Bag:
+    """The concepts of body and subject."""
+    return cues.terms(found.body) | cues.terms(found.subject, "subject:")
 
 
 def analyse(document: Document, cues: Cues) -> Analysis:
     """The counted terms of a document."""
-    text, title = normalize(document.text), normalize(document.subject)
-    body, subject = tokens(text), tokens(title)
+    found = texts(document)
     return Analysis(
-        words=word_terms(body),
-        chars=char_terms(body),
-        subject_words=word_terms(subject),
-        subject_chars=char_terms(subject),
-        cues=cues.terms(text) | cues.terms(title, "subject:"),
+        words=word_terms(found.body_tokens),
+        chars=char_terms(found.body_tokens),
+        subject_words=word_terms(found.subject_tokens),
+        subject_chars=char_terms(found.subject_tokens),
+        cues=cue_terms(found, cues),
     )

@@ -16,27 +16,31 @@ what an existing model says. Standard library only.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from classifiers.memo import Memo
 from classifiers.normalize import has_cjk, is_cjk, normalize, runs
 
 #: Concept patterns per language: language, concept, patterns.
 Table = dict[str, dict[str, list[str]]]
-#: A table as lists of numbers and words.
+#: A table as a model file holds it.
 Compiled = dict[str, Any]
-#: By its first unit: patterns as concept number (-1 negates), bits of its languages, further units.
-Starts = dict[str, list[list[Any]]]
+#: By their first unit: patterns, one a line, as concept number (-1 negates), bits of its languages, further units.
+Starts = dict[str, str]
 
 _WORDS = "_words"
 _NEGATION = "NEG"
 _UNIT = re.compile(r"[^\W_]{1,5}'(?=[^\W_]{3})|[^\W_]+(?:'[^\W_]+)*|[\ue000-\ue006]|\?")
+_UNIT_WITHOUT_APOSTROPHE = re.compile(r"[^\W_]+|[\ue000-\ue006]|\?")
 _KANA = re.compile(r"[\u3041-\u30ff]")
 _SENTENCE = re.compile(r"(?<=[.!?。…;])\s*|\n+")
 _CLAUSE = re.compile(r"[,;:、,—–]| - ")
 _GAP = ".."
 _LAST_KANA = "\u30ff"
 _MAX_PAIRED = 24  # concepts of one sentence that are paired with each other
+_REMEMBERED = 8_192  # units whose patterns are not looked up again
 
 
 def read_table(folder: Path | None = None) -> Table:
@@ -53,12 +57,11 @@ def read_table(folder: Path | None = None) -> Table:
 
 
 def compile_table(table: Table) -> Compiled:
-    """Cue files as plain lists and dicts that a model file holds and the matcher uses as they are."""
+    """Cue files as flat text that a model file holds: quick to open, taken apart where a message needs it."""
     concepts = sorted({name for found in table.values() for name in found if name not in {_WORDS, _NEGATION}})
     numbers = {name: at for at, name in enumerate(concepts)} | {_NEGATION: -1}
-    exact: Starts = {}
-    stems: Starts = {}
     words: dict[str, int] = {}
+    starts: dict[bool, dict[str, dict[tuple[int, str], int]]] = {False: {}, True: {}}
     for bit, language in enumerate(table):
         for name, patterns in table[language].items():
             for pattern in patterns:
@@ -66,15 +69,33 @@ def compile_table(table: Table) -> Compiled:
                     words[pattern] = words.get(pattern, 0) | 1 << bit
                     continue
                 first, *rest = _units_of_pattern(pattern)
-                index = stems if first.endswith("*") else exact
-                same = index.setdefault(first.rstrip("*"), [])
-                for known in same:
-                    if known[0] == numbers[name] and known[2:] == rest:
-                        known[1] |= 1 << bit
-                        break
-                else:
-                    same.append([numbers[name], 1 << bit, *rest])
+                same = starts[first.endswith("*")].setdefault(first.rstrip("*"), {})
+                key = numbers[name], " ".join(rest)
+                same[key] = same.get(key, 0) | 1 << bit
+    exact, stems = (
+        {first: "\n".join(f"{at} {bits} {rest}" for (at, rest), bits in same.items()) for first, same in starts[stem].items()}
+        for stem in (False, True)
+    )
     return {"languages": list(table), "concepts": concepts, "words": words, "exact": exact, "stems": stems}
+
+
+class _Pattern(NamedTuple):
+    """A pattern behind its first unit."""
+
+    concept: int
+    languages: int
+    rest: list[str]
+
+
+class _Unit(NamedTuple):
+    """What a table knows of a unit: the languages, as bits, that it tells of, and the patterns that it begins.
+
+    ``before`` holds the patterns that may go on where a certain unit comes next; before any other unit it is ``anywhere``.
+    """
+
+    spoken: int
+    before: dict[str, tuple[_Pattern, ...]]
+    anywhere: tuple[_Pattern, ...]
 
 
 class Cues:
@@ -88,86 +109,113 @@ class Cues:
         self._stems: Starts = compiled.get("stems", {})
         self._longest = max(map(len, self._stems), default=0)
         self._all = (1 << len(self._languages)) - 1
-        self._bits = {language: 1 << bit for bit, language in enumerate(self._languages)}
+        self._bits = {language: 1 << bit for bit, language in enumerate(dict.fromkeys([*self._languages, "ja", "zh"]))}
+        self._known = Memo[str, _Unit](self._look_up, _REMEMBERED)
 
     def terms(self, normalized: str, prefix: str = "") -> dict[str, int]:
         """Concept terms of a normalised text: alone, turned around by a negation, asked, last, and in pairs."""
         if not (self._exact or self._stems):
             return {}
+        cjk = has_cjk(normalized)
+        sentences = [s for s in _SENTENCE.split(normalized) if s.strip()]
         clauses = [
-            (number, units, "?" in sentence)
-            for number, sentence in enumerate(s for s in _SENTENCE.split(normalized) if s.strip())
+            (number, units, [*map(self._known.__getitem__, units)])
+            for number, sentence in enumerate(sentences)
             for clause in _CLAUSE.split(sentence)
-            if (units := _units(clause))
+            if (units := _units(clause, cjk))
         ]
-        languages = self._spoken([units for _, units, _ in clauses])
-        kana = _KANA.search(normalized) is not None
+        languages = self._spoken([known for _, _, known in clauses])
+        kana = cjk and _KANA.search(normalized) is not None
         after = 7 if kana else 3 if languages & self._bits.get("de", 0) else 0
         bag: dict[str, int] = {}
         by_sentence: dict[int, set[str]] = {}
-        for number, units, asked in clauses:
-            for concept in self._concepts(units, languages, after):
-                by_sentence.setdefault(number, set()).add(concept)
+        for number, units, known in clauses:
+            found = self._concepts(units, known, languages, after)
+            if not found:
+                continue
+            by_sentence.setdefault(number, set()).update(found)
+            asked = "?" in sentences[number]
+            for concept in found:
                 bag[prefix + concept] = bag.get(prefix + concept, 0) + 1
                 if asked:
                     bag[f"{prefix}{concept}?"] = 1
+        last = max(by_sentence, default=0)
         for number, concepts in by_sentence.items():
             several = sorted(concepts)[:_MAX_PAIRED]
-            for at, one in enumerate(several):
-                for other in several[at + 1 :]:
+            for at, one in enumerate(several, 1):
+                for other in several[at:]:
                     bag[f"{prefix}{one}+{other}"] = 1
-            if number == max(by_sentence):
+            if number == last:
                 for one in several:
                     bag[f"{prefix}{one}$"] = 1
         return bag
 
-    def _spoken(self, clauses: list[list[str]]) -> int:
+    def _look_up(self, unit: str) -> _Unit:
+        if is_cjk(first := unit[0]):
+            spoken = self._bits["ja"] if first <= _LAST_KANA else self._bits["ja"] | self._bits["zh"]
+        else:
+            spoken = self._words.get(unit, 0)
+        lines = self._exact.get(unit, "").splitlines()
+        for size in range(2, min(len(unit), self._longest) + 1):
+            lines += self._stems.get(unit[:size], "").splitlines()
+        patterns = [_pattern(line) for line in lines]
+        certain = [_certain(pattern) for pattern in patterns]
+        both = list(zip(patterns, certain, strict=True))
+        return _Unit(
+            spoken,
+            {second: tuple(p for p, c in both if c in (second, None)) for second in certain if second},
+            tuple(p for p, c in both if c is None),
+        )
+
+    def _spoken(self, clauses: list[list[_Unit]]) -> int:
         """The languages, as bits, whose function words the text uses; all where none is seen."""
-        counts = dict.fromkeys(self._languages, 0)
-        known = self._words.get
-        for units in clauses:
-            for unit in units:
-                if is_cjk(first := unit[0]):
-                    for language in ("ja",) if first <= _LAST_KANA else ("ja", "zh"):
-                        counts[language] = counts.get(language, 0) + 1
-                elif bits := known(unit):
-                    for language, bit in self._bits.items():
-                        if bits & bit:
-                            counts[language] += 1
-        most = max(counts.values(), default=0)
+        counts = dict.fromkeys(self._bits, 0)
+        for spoken, n in Counter([known.spoken for clause in clauses for known in clause]).items():
+            for language, bit in self._bits.items():
+                if spoken & bit:
+                    counts[language] += n
+        most = max(counts.values())
         if not most:
             return self._all
-        return sum(self._bits.get(language, 0) for language, n in counts.items() if 2 * n >= most) or self._all
+        return sum(self._bits[language] for language, n in counts.items() if 2 * n >= most) & self._all or self._all
 
-    def _concepts(self, units: list[str], languages: int, after: int) -> list[str]:
+    def _concepts(self, units: list[str], known: list[_Unit], languages: int, after: int) -> list[str]:
         """The concepts of one clause, those in reach of a negation with ``!`` before them."""
         hits: list[tuple[int, int]] = []
         negations: list[int] = []
-        exact, stems, longest = self._exact.get, self._stems.get, self._longest
-        for at, unit in enumerate(units):
-            starting = exact(unit) or ()
-            if len(unit) > 1:
-                for size in range(2, min(len(unit), longest) + 1):
-                    if found := stems(unit[:size]):
-                        starting = [*starting, *found]
-            for pattern in starting:
-                if not pattern[1] & languages or (len(pattern) > 2 and not _follows(pattern, 2, units, at + 1)):
+        for at, (_, before, anywhere) in enumerate(known, 1):
+            starting = before.get(units[at], anywhere) if before and at < len(units) else anywhere
+            for concept, spoken, rest in starting:
+                if not spoken & languages or (rest and not _follows(rest, 0, units, at)):
                     continue
-                if pattern[0] < 0:
+                if concept < 0:
                     negations.append(at)
                 else:
-                    hits.append((at, pattern[0]))
+                    hits.append((at, concept))
         names = self._names
+        if not negations:
+            return [names[number] for _, number in hits]
         return [
             f"!{names[number]}" if any(n < at <= n + 4 or at < n <= at + after for n in negations) else names[number]
             for at, number in hits
         ]
 
 
-def _units(clause: str) -> list[str]:
-    """Words with their elided articles apart; single characters of unspaced script."""
-    found = _UNIT.findall(clause)
-    return _characters_apart(found) if has_cjk(clause) else found
+def _pattern(line: str) -> _Pattern:
+    concept, languages, *rest = line.split()
+    return _Pattern(int(concept), int(languages), rest)
+
+
+def _certain(pattern: _Pattern) -> str | None:
+    """The unit that must come second, None where there are several or none."""
+    following = pattern.rest[0] if pattern.rest else _GAP
+    return None if following == _GAP or following.endswith("*") else following
+
+
+def _units(clause: str, cjk: bool) -> list[str]:
+    """Words with their elided articles apart; single characters of unspaced script, where there may be any."""
+    found = (_UNIT if "'" in clause else _UNIT_WITHOUT_APOSTROPHE).findall(clause)
+    return _characters_apart(found) if cjk else found
 
 
 def _characters_apart(words: list[str]) -> list[str]:
@@ -181,7 +229,7 @@ def _units_of_pattern(pattern: str) -> list[str]:
     return units
 
 
-def _follows(pattern: list[Any], part: int, units: list[str], at: int) -> bool:
+def _follows(pattern: list[str], part: int, units: list[str], at: int) -> bool:
     """Whether a pattern goes on at a unit as it does from ``part`` on."""
     for place in range(part, len(pattern)):
         wanted = pattern[place]

@@ -5,18 +5,39 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from numpy.typing import NDArray
 
 from classifiers import artifact, dataset, shipped
 from classifiers.cues import Cues
 from classifiers.document import Document
 from classifiers.errors import ModelRefused
-from classifiers.inference import MODEL_FILE, Model, load
+from classifiers.inference import MAGIC, MODEL_FILE, Model, load, unpack
 from classifiers.vectorize import BLOCKS, analyse
+
+ODD = (
+    "",
+    "?",
+    "a",
+    " \n ",
+    "ünïcode ☂ 漢字かな",
+    "😀😀😀 where 👍🏽 is it?",
+    "a" * 6000,
+    "cancel " * 1200,
+    "漢" * 6000,
+    "order the parcel " * 400,
+    "\x00\x1b[31mcancel\x07 \x85\u2028 the order",
+    "\ud800 please \udfff cancel\ud83d it",
+    "\u200bzero\u200dwidth soft\u00adhyphen ﬁne ｆｕｌｌ １２３ ①②",
+    "отмена заказа 注文 cancelar 한국어 é العربية",
+    "1.234,56 € 12/03/2026 14:30 3pm 2026年3月5日 100円 250-9034418-1187205 a.b@example.com www.example.com",
+    "l'ordine d'acquisto ' qu'on 'a'b'c' ´don`t’",
+)
 
 
 @pytest.fixture(scope="module")
@@ -24,13 +45,27 @@ def model() -> Model:
     return load(shipped.FOLDER, key=None)
 
 
-def test_exported_form_equals_scikit_learn_on_every_evaluation_message(model: Model) -> None:
-    estimator = artifact.open_skops(shipped.FOLDER, None)
-    documents = [e.document for e in dataset.starter_evaluation()] + [
-        Document(""),
-        Document("?"),
-        Document("ünïcode ☂ 漢字かな"),
+@pytest.fixture(scope="module")
+def documents() -> list[Document]:
+    return [
+        *(e.document for e in dataset.starter_evaluation()),
+        *(Document(text) for text in ODD),
+        *(Document("Where is it?", text) for text in ODD),
     ]
+
+
+@pytest.fixture(params=["numpy", "plain"])
+def scorer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Label as a process does that has loaded numpy, and as one does that has not."""
+    if request.param == "plain":
+        monkeypatch.delitem(sys.modules, "numpy")
+
+
+@pytest.fixture(scope="module")
+def by_scikit_learn(model: Model, documents: list[Document]) -> NDArray[np.float64]:
+    """Probabilities of all classes."""
+    estimator = artifact.open_skops(shipped.FOLDER, None)
+    assert list(estimator["classifier"].classes_) == list(model.classes)
     cues = Cues(model.head.cues)
     analyses = [analyse(d, cues) for d in documents]
     parts = []
@@ -42,11 +77,34 @@ def test_exported_form_equals_scikit_learn_on_every_evaluation_message(model: Mo
                 if term in terms:
                     counts[row, terms[term]] = tf
         parts.append(weight * estimator["tfidf"][block].transform(counts.tocsr()))
-    expected = estimator["classifier"].predict_proba(sp.hstack(parts).tocsr())
-    got = np.array([model.probabilities(d) for d in documents])
+    expected: NDArray[np.float64] = estimator["classifier"].predict_proba(sp.hstack(parts).tocsr())
+    return expected
+
+
+@pytest.mark.usefixtures("scorer")
+def test_exported_form_equals_scikit_learn_on_every_evaluation_message(
+    model: Model, documents: list[Document], by_scikit_learn: NDArray[np.float64]
+) -> None:
+    got = [model.probabilities(d) for d in documents]
     assert len(documents) > 100
-    assert np.abs(got - expected).max() < 1e-6
-    assert list(estimator["classifier"].classes_) == list(model.classes)
+    assert abs(by_scikit_learn - got).max() < 1e-6
+
+
+def test_a_label_and_its_reasons_are_the_same_with_and_without_numpy(
+    model: Model, documents: list[Document], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_numpy = model.predict_many(documents)
+    monkeypatch.delitem(sys.modules, "numpy")
+    for document, one in zip(documents, by_numpy, strict=True):
+        other = model.predict(document)
+        assert one._replace(confidence=0, scores={}) == other._replace(confidence=0, scores={})
+        assert one.scores == pytest.approx(other.scores, abs=1e-6)
+        assert one.confidence == one.scores[one.label]
+
+
+def test_what_is_remembered_changes_nothing(model: Model, documents: list[Document]) -> None:
+    fresh = load(shipped.FOLDER, key=None)
+    assert [fresh.predict(d) for d in documents[::-40]] == [model.predict(d) for d in documents[::-40]]
 
 
 def test_shipped_model_was_made_from_the_shipped_corpus() -> None:
@@ -86,6 +144,22 @@ def test_damaged_model_is_refused(tmp_path: Path, damage: str) -> None:
         )
     with pytest.raises(ModelRefused):
         load(tmp_path, key=None)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[:-1],  # a weight is missing
+        lambda data: data + b"\x80",
+        lambda data: data[: len(MAGIC) + 2] + bytes(8) + data[len(MAGIC) + 10 :],  # a head of no length
+        lambda data: data.replace(MAGIC, b"POSTSALE-MODEL-1\n"),
+        lambda data: MAGIC,
+    ],
+)
+def test_a_file_that_does_not_hold_together_is_refused(damage: Callable[[bytes], bytes]) -> None:
+    data = (shipped.FOLDER / MODEL_FILE).read_bytes()
+    with pytest.raises(ModelRefused, match=r"^here: "):
+        unpack(damage(data), "here")
 
 
 def test_plain_requests_are_understood(model: Model) -> None:
