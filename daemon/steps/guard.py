@@ -15,7 +15,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from importlib import resources
 from typing import Any
 
@@ -41,6 +41,13 @@ _TLD = (
     r"(?:com|net|org|info|biz|shop|store|online|site|xyz|top|club|app|dev|io|me|tv|cc|co|eu|de|fr|es|it|uk|jp|cn|tw|hk|us|ca|at|ch|nl|pl|br|mx|ly|link|gl|gg|ws|vip|page|website"
     r"|COM|NET|ORG|INFO|SHOP|DE|FR|ES|UK|JP|CN|EU|Com|Net|Org)"
 )
+# Most replies have nothing that the wide expressions below look for. What every match of one contains is cheap to look
+# for first: one of these words for an address or a host, a dot before a known ending for a host, five digits in a row.
+_MAY_BE_DOT = ("dot", "DOT", "punkt", "punto", "point")
+_MAY_BE_EMAIL = ("@", "_at_", "arroba", "chiocciola", "arobase", *_MAY_BE_DOT)
+_AT_IN_BRACKETS = re.compile(r"[\(\[\{]\s?(?:at|AT|ät|arroba|chiocciola)")
+_HOST_END = re.compile(rf"\.\s?{_TLD}")
+_FIVE_DIGITS = re.compile(r"\d(?:[ ()./\-‐‑–]{0,2}\d){4}")
 _URL = re.compile(r"(?:https?|ftp|hxxps?)\s?:\s?/\s?/\s?\S+|" + _BEGIN + r"www\s?\.\s?\S+", re.IGNORECASE)
 _BARE_DOMAIN = re.compile(rf"{_BEGIN}(?<![@.-])(?:[A-Za-z0-9][A-Za-z0-9-]*(?:{_DOT}|\s\.\s))+{_TLD}{_END}(?!-)(?:/\S*)?")
 _EMAIL = re.compile(
@@ -62,30 +69,35 @@ _HTML = re.compile(
     r"<\s*/?\s*(?:a|b|i|u|p|br|div|span|img|font|table|tr|td|html|body|script|style|center|h\d|ul|li|em|strong)\b[^>]*>",
     re.IGNORECASE,
 )
+_FILE_END = re.compile(r"cid:|\.(?:gif|png|jpe?g|webp|svg)", re.IGNORECASE)
 _GIF = re.compile(r"\bcid:\S{1,80}|[\w-]{1,80}\.(?:gif|png|jpe?g|webp|svg)\b", re.IGNORECASE)
 _PLACEHOLDER = re.compile(
     r"\{\{|\}\}|\{%|%\}|\{#|#\}|\[\[|\]\]|\$\{[^}]*\}|%\([a-z_]+\)s|\{[a-z_.]+\}|<(?:[a-z][a-z0-9_ ]{1,30})>|\[(?i:name|order|date|item|tracking|your|insert|order id|customer)[^\]]{0,30}\]"
     r"|#(?:N/A|REF!|VALUE!)"
     rf"|{_BEGIN}(?:None|nan|NaN|undefined|NULL|null|NoneType|XXX+|TODO|TBD|(?i:lorem ipsum)){_END}"
 )
+_MAY_BE_PLACEHOLDER = (
+    "{", "}", "%", "[", "]", "<", "#", "None", "nan", "NaN", "undefined", "NULL", "null", "XXX", "TODO", "TBD",
+)  # fmt: skip
 _ORDER_ID = re.compile(
     rf"{_BEGIN}(?<!-)(?:\d{{3}}-\d{{7}}-\d{{7}}|[A-Z]\d{{2}}-\d{{7}}-\d{{7}}|\d{{2}}-\d{{5}}-\d{{5}}){_END}(?!-)"
 )
 #: Order numbers of shops of one's own, as in #LO2048.
 _HASH_ID = re.compile(r"(?<![\w&#])#\s?([A-Za-z]{0,4}-?\d{3,8})(?![\w-])")
-_DATE = re.compile(
-    r"(?<!\d)(?:\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4}|\d{4}\s?年\s?\d{1,2}\s?月\s?\d{1,2}\s?日|\d{1,2}(?:\.|st|nd|rd|th|er|º)?\s(?:de\s)?[^\W\d]{3,12}\.?,?\s(?:de\s)?\d{4}|[^\W\d]{3,12}\s\d{1,2},\s\d{4})(?!\d)"
-)
+_DATE_FORMS = r"\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4}|\d{4}\s?年\s?\d{1,2}\s?月\s?\d{1,2}\s?日|\d{1,2}(?:\.|st|nd|rd|th|er|º)?\s(?:de\s)?[^\W\d]{3,12}\.?,?\s(?:de\s)?\d{4}"
+_DATE = re.compile(rf"(?<!\d)(?:{_DATE_FORMS})(?!\d)")
+#: With the form that begins with the month. It tries every letter as a month, so it is used where such an end stands.
+_DATE_OR_MONTH_FIRST = re.compile(rf"(?<!\d)(?:{_DATE_FORMS}|[^\W\d]{{3,12}}\s\d{{1,2}},\s\d{{4}})(?!\d)")
+_MONTH_FIRST_END = re.compile(r"\d,\s\d{4}")
 _ATTACHMENT_NAMES = re.compile(r"\.(?:pdf|docx?|txt|jpe?g|png)$", re.IGNORECASE)
 _ATTACHMENT_KINDS = frozenset({"instructions", "warranty", "invoice"})
 #: What a filter does not see, and dashes that read as one.
 _FOLDED = dict.fromkeys(
     (0x00AD, 0x200B, 0x200C, 0x200D, 0x2060, 0x2061, 0x2062, 0x2063, 0x2064, 0xFEFF, 0x180E, 0x034F)
 ) | dict.fromkeys((0x2010, 0x2011, 0x2012, 0x2013, 0x2212, 0xFE63), "-")
+_FOLDED_ONE = re.compile("[" + "".join(map(chr, _FOLDED)) + "]")
 _SYMBOL = re.compile("[\U0001f000-\U0001faff\u2600-\u27bf\ufe0f\u2b00-\u2bff\u20e3]")
-_EMOJI_START = re.compile(
-    "[" + "".join(sorted({re.escape(e[0]) for e in emoji.EMOJI_DATA if not e[0].isascii()} - set("©®"))) + "]"
-)
+_EMOJI_STARTS = frozenset(e[0] for e in emoji.EMOJI_DATA if not e[0].isascii()) - set("©®")
 _TEXT_EMOTICON = re.compile(r"(?<![\w:/])(?:[:;=8xX][-^']?[)(DPpOo3*|\\/]{1,2}|<3|\^_\^|\(\^[^)]{1,3}\^\)|T_T|xD|XD)(?![\w/])")
 
 
@@ -154,20 +166,50 @@ def _data() -> dict[str, Any]:
     return loaded
 
 
-@cache
-def _patterns(rule: str) -> tuple[tuple[str, str], ...]:
-    """(literal that every match contains, expression) for the words of a rule.
+@dataclass(frozen=True, slots=True)
+class _Words:
+    """The expressions of the rules about words, found by what every match of them contains.
 
-    Whole words where the script has spaces, anywhere where it has none. The
-    literal is looked for first: a reply of a thousand characters would otherwise
-    cost a hundred expressions at every one of them, and compiling all of them a
-    second of every worker's start.
+    A reply of a thousand characters would otherwise cost a thousand
+    expressions at every one of them, and compiling all of them a second of
+    every worker's start.
     """
-    found = []
-    for word in _data()["words"][rule]:
-        spaced = all(ord(c) < 0x2E80 for c in word)
-        found.append((_literal(word), rf"{_BEGIN}(?:{word}){_END}" if spaced else word))
-    return tuple(found)
+
+    expressions: tuple[tuple[str, str], ...]  # (rule, expression)
+    always: tuple[int, ...]  # expressions that may match text with none of the literals
+    behind: Mapping[str, tuple[int, ...]]  # literal -> expressions it may be part of
+    by_start: Mapping[str, tuple[str, ...]]  # first three characters -> literals
+    short: tuple[str, ...]  # literals of one or two characters
+    dense: tuple[str, ...]  # such literals in scripts without spaces
+
+
+@cache
+def _word_rules() -> _Words:
+    """Whole words where the script has spaces, anywhere where it has none."""
+    expressions: list[tuple[str, str]] = []
+    always: list[int] = []
+    behind: dict[str, list[int]] = {}
+    for rule in _WORD_RULES:
+        for word in _data()["words"][rule]:
+            spaced = all(ord(c) < 0x2E80 for c in word)
+            literals = _literals(word)
+            for literal in literals:
+                behind.setdefault(literal, []).append(len(expressions))
+            if not literals:
+                always.append(len(expressions))
+            expressions.append((rule, rf"{_BEGIN}(?:{word}){_END}" if spaced else word))
+    by_start: dict[str, list[str]] = {}
+    for literal in behind:
+        if len(literal) >= 3:
+            by_start.setdefault(literal[:3], []).append(literal)
+    return _Words(
+        expressions=tuple(expressions),
+        always=tuple(always),
+        behind={literal: tuple(found) for literal, found in behind.items()},
+        by_start={start: tuple(found) for start, found in by_start.items()},
+        short=tuple(literal for literal in behind if len(literal) < 3 and max(literal) < "\u2e80"),
+        dense=tuple(literal for literal in behind if len(literal) < 3 and max(literal) >= "\u2e80"),
+    )
 
 
 @cache
@@ -175,42 +217,91 @@ def _compiled(expression: str) -> re.Pattern[str]:
     return re.compile(expression, re.IGNORECASE)
 
 
-def _literal(expression: str) -> str:
-    """The longest run of plain characters that every match of the expression has; empty when there is none.
+def _literals(expression: str) -> frozenset[str]:
+    """Plain texts in lower case of which every match of the expression contains at least one; empty when there are none.
 
-    Groups, classes, escapes and whatever a ``? * {`` makes optional are left out.
+    Classes, escapes and whatever a ``? * {`` makes optional are left out.
     """
-    depth, runs, run = 0, [], ""
-    position = 0
-    while position < len(expression):
+    return _literals_from(expression, 0)[0]
+
+
+def _literals_from(expression: str, position: int) -> tuple[frozenset[str], int]:
+    """The literals of the alternatives that begin at ``position``, and where their group ends."""
+    every: list[frozenset[str]] = []
+    best: frozenset[str] = frozenset()
+    run = ""
+    while position < len(expression) and expression[position] != ")":
         character = expression[position]
-        width = 2 if character == "\\" else 1
-        if character == "[":
-            width = expression.index("]", position + 1) - position + 1
-        following = expression[position + width : position + width + 1]
-        plain = depth == 0 and character not in "\\[]().^$|+?*{}" and following not in ("?", "*", "{")
+        inner: frozenset[str] = frozenset()
+        plain = False
+        if character == "|":
+            every.append(max(best, frozenset({run}), key=_telling))
+            best, run = frozenset(), ""
+            position += 1
+            continue
         if character == "(":
-            depth += 1
-        elif character == ")":
-            depth -= 1
-        elif character == "|" and depth == 0:
-            return ""
-        if plain:
-            run += character
+            head = re.compile(r"\((?:\?(?::|=|!|<=|<!))?").match(expression, position)
+            assert head is not None
+            inner, position = _literals_from(expression, head.end())
+            if head.group() not in ("(", "(?:"):  # it looks at the text around and takes none
+                inner = frozenset()
+        elif character == "[":
+            position = expression.index("]", position + 2)
+        elif character == "\\":
+            position += 1
         else:
-            runs.append(run)
-            run = ""
-        if character == "{":
-            width = expression.index("}", position) - position + 1
-        position += width
-    return max([*runs, run], key=len).lower()
+            plain = character not in ".^$\n"
+        position += 1
+        quantifier = expression[position : position + 1]
+        if quantifier in ("?", "*", "{"):
+            plain, inner = False, frozenset()
+            position = expression.index("}", position) if quantifier == "{" else position
+        if plain:
+            run += character.lower()
+        if quantifier and quantifier in "?*{+":
+            position += 1 + (expression[position + 1 : position + 2] == "?")
+        if not plain or quantifier == "+":
+            best, run = max(best, frozenset({run}), inner, key=_telling), ""
+    every.append(max(best, frozenset({run}), key=_telling))
+    return (frozenset().union(*every) if all(map(_telling, every)) else frozenset()), position
 
 
-def _matches(rule: str, text: str, low: str) -> Iterator[str]:
-    for literal, expression in _patterns(rule):
-        if literal in low:
-            for match in _compiled(expression).finditer(text):
-                yield match.group()
+def _telling(literals: frozenset[str]) -> int:
+    """How much it says that one of the literals stands in a text: 0 for nothing, by the one that says least."""
+    return min((sum(1 if ord(c) < 0x2E80 else 3 for c in literal) for literal in literals), default=0)
+
+
+def _matches(text: str) -> Iterator[tuple[str, str]]:
+    """(rule, excerpt) of every match of the rules about words."""
+    known = _word_rules()
+    # The characters that IGNORECASE takes for an i, and lower() does not.
+    low = text.lower().replace("i\u0307", "i").replace("ı", "i")
+    likely = set(known.always)
+    for line in low.split("\n"):
+        likely.update(_likely_in_template(line) if len(line) <= _TEMPLATE_LINE else _likely(line))
+    for index in likely:
+        rule, expression = known.expressions[index]
+        for match in _compiled(expression).finditer(text):
+            yield rule, match.group()
+
+
+def _likely(line: str) -> frozenset[int]:
+    """The expressions of which a literal stands in a line of text in lower case."""
+    known = _word_rules()
+    found: set[int] = set()
+    for start in known.by_start.keys() & {line[at : at + 3] for at in range(len(line))}:
+        for literal in known.by_start[start]:
+            if literal in line:
+                found.update(known.behind[literal])
+    for literal in (*known.short, *(known.dense if max(line, default="") >= "\u2e80" else ())):
+        if literal in line:
+            found.update(known.behind[literal])
+    return frozenset(found)
+
+
+_TEMPLATE_LINE = 500
+#: Replies are made of the same lines again and again.
+_likely_in_template = lru_cache(maxsize=4096)(_likely)
 
 
 @cache
@@ -220,7 +311,9 @@ def _thanks() -> re.Pattern[str]:
 
 def _fold(text: str) -> str:
     """Text as a filter sees through it: NFKC, and no invisible characters."""
-    return text if text.isascii() else unicodedata.normalize("NFKC", text).translate(_FOLDED)
+    if text.isascii():
+        return text
+    return _FOLDED_ONE.sub(lambda m: _FOLDED[ord(m.group())] or "", unicodedata.normalize("NFKC", text))
 
 
 def _mask(text: str, context: GuardContext) -> str:
@@ -232,10 +325,44 @@ def _mask(text: str, context: GuardContext) -> str:
         known.extend(i.title for i in context.facts.items)
         known.extend(p.carrier for p in context.facts.parcels)
     for value in sorted({_fold(k) for k in known if len(k) >= 3}, key=len, reverse=True):
-        text = re.sub(rf"{_BEGIN}{re.escape(value)}{_END}", _MASK, text)
+        text = _masked(text, value, _whole)
         if len(value) > 60:  # a template shortens long titles
-            text = re.sub(rf"{_BEGIN}{re.escape(value[:40])}[^\n]{{0,60}}?…", _MASK, text)
-    return _DATE.sub(_MASK, text)
+            text = _masked(text, value[:40], _shortened)
+    dates = _DATE_OR_MONTH_FIRST if _MONTH_FIRST_END.search(text) else _DATE
+    return dates.sub(_MASK, text)
+
+
+def _masked(text: str, value: str, ending: Callable[[str, int], int | None]) -> str:
+    """The text with every ``value`` masked that begins like a word and ends as ``ending`` says.
+
+    By hand: an expression for each order's own values would have to be compiled for each order.
+    """
+    pieces: list[str] = []
+    done = 0
+    at = text.find(value) if value else -1
+    while at >= 0:
+        end = None if at and _in_word(text[at - 1]) else ending(text, at + len(value))
+        if end is not None:
+            pieces += (text[done:at], _MASK)
+            done = end
+        at = text.find(value, at + 1 if end is None else end)
+    return "".join([*pieces, text[done:]]) if pieces else text
+
+
+def _whole(text: str, end: int) -> int | None:
+    """The end of a value that no word goes on behind."""
+    return None if end < len(text) and _in_word(text[end]) else end
+
+
+def _shortened(text: str, end: int) -> int | None:
+    """The end of a title that is cut off with … in the same line."""
+    stop = text.find("…", end, end + 61)
+    return None if stop < 0 or "\n" in text[end:stop] else stop + 1
+
+
+def _in_word(character: str) -> bool:
+    """Whether the character keeps a word beside it from being one of its own; the same as _BEGIN and _END."""
+    return (character.isalnum() or character == "_") and not "\u2e80" <= character <= "\uffff"
 
 
 def _subject_of_ours(subject: str) -> str:
@@ -261,13 +388,22 @@ def _mend(draft: Draft, context: GuardContext) -> tuple[Draft, list[Finding]]:
 
 
 def _addresses(text: str, context: GuardContext) -> Iterator[Finding]:
-    for match in _EMAIL.finditer(text):
-        yield from _found("O2", match.group(), context)
-    without_mail = _EMAIL.sub(_MASK, text)
-    for match in (*_URL.finditer(without_mail), *_BARE_DOMAIN.finditer(_URL.sub(_MASK, without_mail))):
+    without_mail = text
+    if any(part in text for part in _MAY_BE_EMAIL) or _AT_IN_BRACKETS.search(text):
+        for match in _EMAIL.finditer(text):
+            yield from _found("O2", match.group(), context)
+        without_mail = _EMAIL.sub(_MASK, text)
+    urls: tuple[re.Match[str], ...] = ()
+    numbers = without_mail
+    if (":" in text and "/" in text) or "www" in text.lower():
+        urls = tuple(_URL.finditer(without_mail))
+        numbers = _URL.sub(_MASK, without_mail)
+    may_be_host = _HOST_END.search(numbers) is not None or any(part in numbers for part in _MAY_BE_DOT)
+    for match in (*urls, *(_BARE_DOMAIN.finditer(numbers) if may_be_host else ())):
         if not _is_own_host(match.group(), context.marketplace):
             yield from _found("O1", match.group(), context)
-    numbers = _URL.sub(_MASK, without_mail)
+    if _FIVE_DIGITS.search(numbers) is None:
+        return
     spans: list[tuple[int, int]] = []
     for match in _DIGITS.finditer(numbers):
         spans.append(match.span())
@@ -302,14 +438,15 @@ def _is_own_host(url: str, marketplace: str | None) -> bool:
     return any(host == own or host.endswith(f".{own}") for own in _data()["own_hosts"].get(marketplace or "", ()))
 
 
+#: Rules that are lists of words and phrases.
+_WORD_RULES = ("O4", "O5", "O6", "O7", "O8", "O18", "O19", "O14")
+
+
 def _words(text: str, context: GuardContext) -> Iterator[Finding]:
-    low = text.lower()
-    for rule in ("O4", "O5", "O6", "O7", "O8", "O18", "O19"):
-        for excerpt in _matches(rule, text, low):
+    paid_back = context.facts is not None and bool(context.facts.refunded)
+    for rule, excerpt in _matches(text):
+        if rule != "O14" or not paid_back:
             yield from _found(rule, excerpt, context)
-    if context.facts is None or not context.facts.refunded:
-        for excerpt in _matches("O14", text, low):
-            yield from _found("O14", excerpt, context)
 
 
 def _styling(draft: Draft, context: GuardContext) -> Iterator[Finding]:
@@ -317,27 +454,29 @@ def _styling(draft: Draft, context: GuardContext) -> Iterator[Finding]:
     for match in _SYMBOL.finditer(whole):
         yield from _found("O9", f"U+{ord(match.group()):04X}", context)
     # Taking the text apart for the library's list costs a millisecond; most replies have no character of it.
-    for item in emoji.emoji_list(whole) if _EMOJI_START.search(whole) else ():
+    for item in emoji.emoji_list(whole) if not _EMOJI_STARTS.isdisjoint(whole) else ():
         if item["emoji"] not in "©®™":
             yield from _found("O9", f"U+{ord(item['emoji'][0]):04X}", context)
-    for pattern in (_HTML, _GIF, _TEXT_EMOTICON):
+    for pattern in (_HTML, *((_GIF,) if _FILE_END.search(whole) else ()), _TEXT_EMOTICON):
         for match in pattern.finditer(whole):
             yield from _found("O9", match.group(), context)
-    for match in _PLACEHOLDER.finditer(whole):
-        if not _HTML.match(match.group()):
-            yield from _found("O15", match.group(), context)
+    if any(part in whole for part in _MAY_BE_PLACEHOLDER) or "ipsum" in whole.lower():
+        for match in _PLACEHOLDER.finditer(whole):
+            if not _HTML.match(match.group()):
+                yield from _found("O15", match.group(), context)
 
 
 def _envelope(draft: Draft, text: str, context: GuardContext) -> Iterator[Finding]:
     if re.search(r"\[\s*important\s*\]", _fold(draft.subject), re.IGNORECASE) and not context.critical:
         yield from _found("O12", "[Important]", context)
     known = {*context.order_ids, *((context.facts.order_id,) if context.facts else ())}
-    for match in _ORDER_ID.finditer(_fold(f"{draft.subject}\n{text}")):
+    both = f"{_fold(draft.subject)}\n{text}"
+    for match in _ORDER_ID.finditer(both):
         if match.group() not in known:
             yield from _found("O16", match.group(), context)
     if context.marketplace in (None, "shopify"):
         named = {k.lstrip("#").upper() for k in known}
-        for match in _HASH_ID.finditer(_fold(f"{draft.subject}\n{text}")):
+        for match in _HASH_ID.finditer(both):
             if match.group(1).upper() not in named:
                 yield from _found("O16", match.group(), context)
     if context.thread_recipient is not None and (context.recipient or "").lower() != context.thread_recipient.lower():
@@ -357,7 +496,7 @@ def _envelope(draft: Draft, text: str, context: GuardContext) -> Iterator[Findin
 def _substance(
     draft: Draft, masked: str, context: GuardContext, detect: Callable[[str], str | None] | None
 ) -> Iterator[Finding]:
-    if not re.search(r"\w", _thanks().sub("", masked).replace(_MASK, "x")):
+    if _only_thanks(masked):
         yield from _found("O13", draft.body, context)
     wanted = reply_language(context.language)
     written = detect(draft.body) if detect else None
@@ -371,6 +510,24 @@ def _substance(
         yield from _found("O20", f"{context.automatic_in_thread} replies without a person", context)
     if len(draft.body) > MAX_REPLY_CHARACTERS:
         yield from _found("O21", f"{len(draft.body)} characters", context)
+
+
+def _only_thanks(masked: str) -> bool:
+    """Whether no word is left once the phrases of thanks are taken off; looks no further than the first that is left."""
+    at = 0
+    while (word := _WORD_OR_MASK.search(masked, at)) is not None:
+        # As sub() would: the phrase that begins first counts, and a word before it is left over.
+        phrase = next(
+            (found for start in range(at, word.start() + 1) if (found := _thanks().match(masked, start)) and found.group()),
+            None,
+        )
+        if phrase is None:
+            return False
+        at = phrase.end()
+    return True
+
+
+_WORD_OR_MASK = re.compile(rf"\w|{_MASK}")
 
 
 def _same_language(detected: str, wanted: str) -> bool:

@@ -23,6 +23,10 @@ _LOOKED_AT: Final = 3000
 _NOISE: Final = re.compile(
     r"https?://\S+|www\.\S+|[^\s@]{0,64}@\S{1,200}|\[[^\]\n]{0,80}\]|[A-Za-z]*\d[A-Za-z0-9-]*", re.IGNORECASE
 )
+# The same for a text without an @. A word's middle cannot begin what its beginning did not.
+_NOISE_WITHOUT_AT: Final = re.compile(
+    r"https?://\S+|www\.\S+|\[[^\]\n]{0,80}\]|(?<![A-Za-z])[A-Za-z]*\d[A-Za-z0-9-]*", re.IGNORECASE
+)
 _WORD: Final = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 _KANA: Final = re.compile(r"[\u3041-\u3096\u30a1-\u30fa\uff66-\uff9d]")
 _HAN: Final = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]")
@@ -35,7 +39,15 @@ _SCRIPTS: Final = (
     ("th", re.compile(r"[\u0e00-\u0e7f]")),
     ("hi", re.compile(r"[\u0900-\u097f]")),
 )
+#: Any character of the other scripts.
+_OTHER_SCRIPT: Final = re.compile(
+    "["
+    + "".join(pattern.pattern.strip("[]") for pattern in (_KANA, _HAN, _HANGUL, *(pattern for _, pattern in _SCRIPTS)))
+    + "]"
+)
 _LATIN: Final = re.compile(r"[A-Za-z\u00c0-\u024f\u1ea0-\u1ef9]")
+_BEYOND_ASCII: Final = re.compile(r"[^\x00-\x7f]")
+_TWO_LATIN: Final = re.compile(rf"{_LATIN.pattern}[^A-Za-z\u00c0-\u024f\u1ea0-\u1ef9]*+{_LATIN.pattern}")
 _LATIN_WORD: Final = re.compile(r"[A-Za-z\u00c0-\u024f]+")
 # Said in every language; it proves none.
 _INTERNATIONAL: Final = frozenset(
@@ -81,7 +93,10 @@ _INTERNATIONAL: Final = frozenset(
 
 def detect(text: str) -> str | None:
     """Two-letter code, ``zh-Hans`` or ``zh-Hant``, or None for a text that tells nothing."""
-    sample = _NOISE.sub(" ", text[:_LOOKED_AT])
+    looked_at = text[:_LOOKED_AT]
+    sample = (_NOISE if "@" in looked_at else _NOISE_WITHOUT_AT).sub(" ", looked_at)
+    if _OTHER_SCRIPT.search(sample) is None:
+        return _latin(sample) if _TWO_LATIN.search(sample) is not None else None
     han = len(_HAN.findall(sample))
     kana = len(_KANA.findall(sample))
     hangul = len(_HANGUL.findall(sample))
@@ -177,10 +192,9 @@ def _latin(sample: str) -> str | None:
             for code, weight in found.items():
                 score[code] += weight
     marked: dict[str, float] = defaultdict(float)
-    for letter in sample.lower():
-        if letter >= "\u0080":
-            for code, weight in letters.get(letter, {}).items():
-                marked[code] += weight
+    for letter in _BEYOND_ASCII.findall(sample.lower()):
+        for code, weight in letters.get(letter, {}).items():
+            marked[code] += weight
     for code, weight in marked.items():
         score[code] += min(weight, 0.6 + 0.25 * len(tokens))
     if not tokens:
