@@ -3,7 +3,7 @@
 A playbook is a list of policies in order. Each names the label it is for, a
 condition over the facts of :data:`FACTS`, a reply template and a mode; the
 first that matches decides. Conditions are expressions of the Jinja2 language,
-compiled in its sandbox and checked against the schema when the playbook is
+read with its grammar and checked against the schema when the playbook is
 loaded, so that a misspelt name stops the loading instead of never matching.
 
 No policy can weaken the fixed rules of :func:`floor`: they only ever make the

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from jinja2 import TemplateError, UndefinedError
@@ -43,12 +44,15 @@ def decide(playbook: Playbook, context: PolicyContext) -> Decision:
             # a condition that cannot be told must not let a later policy answer in its place
             why_not = f"when cannot be told: {error}"
             least, reasons = Mode.HUMAN, (*reasons, f"policy_error:{policy.name}")
-        looked.append(LookedAt(policy.name, why_not))
+        looked.append(_looked_at(policy.name, why_not))
         if why_not is None:
             return _conclude(playbook, policy, context, least, reasons, tuple(looked))
     if context.verdict.verdict is GateVerdict.IGNORE:
         return Decision(None, Mode.NONE, None, (context.verdict.reason,), looked_at=tuple(looked))
     return Decision(None, Mode.HUMAN, None, (*reasons, *_what_lacks(context), "no_policy"), looked_at=tuple(looked))
+
+
+_looked_at = lru_cache(maxsize=4096)(LookedAt)  # the same policies are passed over for the same reasons again and again
 
 
 def floor(playbook: Playbook, context: PolicyContext) -> tuple[Mode, tuple[str, ...]]:
@@ -179,7 +183,7 @@ def _why_not(policy: Policy, context: PolicyContext, values: Mapping[str, Any], 
         return f"does not answer the second intent {values['second']}"
     if policy.test is None:
         return None
-    return None if policy.test(**values) else "when is false: " + ", ".join(f"{n}={_show(values, n)}" for n in policy.names)
+    return None if policy.test(values) else "when is false: " + ", ".join(f"{n}={_show(values, n)}" for n in policy.names)
 
 
 def _covers(policy: Policy, second: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import date
 from decimal import Decimal
 from difflib import get_close_matches
@@ -16,6 +16,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from daemon.errors import ConfigError
+from daemon.steps.policy.conditions import Condition, condition
 from daemon.steps.policy.schema import FACTS, SETTINGS, Playbook, Policy, Topic
 from daemon.vocab import (
     Flag,
@@ -38,7 +39,7 @@ def build(data: Mapping[str, Any], *, templates: Collection[str], file: str = "p
 
 
 def expression_environment() -> ImmutableSandboxedEnvironment:
-    """The sandbox that conditions are compiled in; an undefined name is an error."""
+    """The sandbox whose grammar conditions are written in; an undefined name is an error."""
     return ImmutableSandboxedEnvironment(undefined=StrictUndefined)
 
 
@@ -200,7 +201,7 @@ class _Builder:
 
     def condition(
         self, source: Any, settings: Mapping[str, Any], mentions: Mapping[str, Any], place: str
-    ) -> tuple[Callable[..., Any], tuple[str, ...]]:
+    ) -> tuple[Condition, tuple[str, ...]]:
         if not isinstance(source, str):
             self.fail(place, "when must be a text", "write it as when = \"order.state == 'shipped'\"")
         try:
@@ -209,7 +210,7 @@ class _Builder:
             if not parser.stream.eos:
                 self.fail(place, "when goes on after its end", "join conditions with and / or")
             used = tuple(dict.fromkeys(self.names_in(tree, settings, mentions)))
-            return self.env.compile_expression(source, undefined_to_none=False), used
+            return condition(tree), used
         except TemplateError as error:
             self.fail(place, f"when is no expression: {error.message}", "see docs/playbook.md for the language")
         except Problem as error:

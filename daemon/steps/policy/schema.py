@@ -125,7 +125,7 @@ class Policy:
     seconds: tuple[str, ...]  # second intents that the reply answers as well
     marketplaces: tuple[str, ...]
     when: str
-    test: Callable[..., Any] | None
+    test: Callable[[Mapping[str, Any]], Any] | None  # of the facts
     names: tuple[str, ...]  # facts the condition mentions
     template: str | None
     mode: Mode
