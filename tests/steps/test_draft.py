@@ -12,6 +12,7 @@ import pytest
 
 from daemon.errors import NeedsHuman
 from daemon.steps.draft import Renderer, freeze, greeting_name, message_id, one_line, quotable, reply_subject, reply_values
+from daemon.steps.draft.rendering import tidy
 from daemon.steps.draft.values import ReplyValues
 from daemon.vocab import Address, Draft
 from tests.steps.cases import facts, shipped
@@ -246,6 +247,70 @@ def test_a_hostile_message_id_is_left_out(hostile: str) -> None:
     mail = read(frozen(in_reply_to=hostile, references=(hostile,)).mime)
     assert mail["In-Reply-To"] is None
     assert mail["Bcc"] is None
+
+
+def test_a_long_message_id_is_named_as_it_is() -> None:
+    """Readers find the thread by the very id: an encoded word, or half an id on each of two lines, is another."""
+    long = "<010201985a0b7c71-12345678-9abc-4def-8123-456789abcdef-000000@eu-west-1.amazonses.com>"
+    mime = frozen(in_reply_to=long, references=(f"<first.{'x' * 300}@amazon>",)).mime
+    assert f"\r\nIn-Reply-To: {long}\r\n".encode() in mime
+    assert read(mime)["References"].split() == [f"<first.{'x' * 300}@amazon>", long]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "Re: " + "Order inquiry from customer Petra Lindner " * 4, "Re: ご注文の 商品が まだ届きません " * 6, "Re: " + "x" * 38, "Re: ü",
+        "ü", "Re: a =?utf-8?q?b=20c?= d", "Re: ein Gruß – und noch viele weitere Worte, die auf einer Zeile keinen Platz mehr finden", "",
+    ],
+)  # fmt: skip
+def test_subjects_and_names_of_any_kind_are_read_as_meant_and_folded(words: str) -> None:
+    mime = frozen(
+        draft=replace(DRAFT, subject=words), recipient=replace(BUYER, name=words), sender=replace(SENDER, name=words)
+    ).mime
+    mail = read(mime)
+    assert mail["Subject"] == one_line(words, 250)
+    for name, address in (("To", BUYER), ("From", SENDER)):  # the library leaves a blank between the encoded words of a name
+        found = [(a.display_name.split(), a.addr_spec) for a in mail[name].addresses]
+        assert found == [(one_line(words, 80).split(), address.addr)]
+    assert max(map(len, mime.split(b"\r\n"))) <= 78
+    assert mime.isascii()
+
+
+@pytest.mark.parametrize(
+    "name", ['Dr. "Q" O\\Neil, jr.', "boss@corp.example", "a;b:c<d>", "(x)", "=?utf-8?q?x?= y", "von der Öe, M."]
+)
+def test_a_name_with_signs_of_its_own_stays_a_name(name: str) -> None:
+    mail = read(frozen(recipient=replace(BUYER, name=name)).mime)
+    assert [(a.display_name, a.addr_spec) for a in mail["To"].addresses] == [(name, BUYER.addr)]
+
+
+@pytest.mark.parametrize("addr", ['"odd local"@shop.example', "x@[192.0.2.1]", "a'b+c=d@x-y.example"])
+def test_an_address_that_is_no_plain_one_is_kept(addr: str) -> None:
+    assert [a.addr_spec for a in read(frozen(sender=Address("Shop", addr)).mime)["From"].addresses] == [addr]
+
+
+@pytest.mark.parametrize(
+    "addr", ["a b@x.example", "a@x.example, b@y.example", "a@b\r\nBcc: c@d", "a@@b", "", "ü@x.example", "a@ü.example"]
+)
+def test_an_address_that_is_none_is_not_written_to(addr: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        frozen(recipient=Address("Buyer", addr))
+
+
+@pytest.mark.parametrize(
+    "text", ["From the start\n.\n..\n \n=3D =\n", "x" * 3000 + "\n", "é" * 3000 + "\n", "tab\there\n.\nü\n"]
+)
+def test_any_text_survives_in_short_lines(text: str) -> None:
+    mime = frozen(draft=replace(DRAFT, body=text)).mime
+    assert read(mime).get_content().replace("\r\n", "\n") == tidy(text)
+    assert max(map(len, mime.split(b"\r\n"))) <= 78
+    assert b"\n" not in mime.replace(b"\r\n", b"")
+
+
+def test_a_text_that_would_not_read_back_is_refused() -> None:
+    with pytest.raises(ValueError, match="line end"):
+        frozen(quote="a\rb")
 
 
 def test_nothing_of_the_buyer_can_make_a_header() -> None:

@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import base64
-import email
+import binascii
 import hashlib
 import hmac
 import re
 from collections.abc import Sequence
 from datetime import datetime
+from email.errors import HeaderParseError
 from email.headerregistry import Address as HeaderAddress
-from email.message import EmailMessage
-from email.policy import SMTP
+from email.utils import format_datetime
 
+from daemon.mime.charset import clean
+from daemon.mime.headers import address_list, decode_words, split_fields
+from daemon.mime.tree import transfer_decode
 from daemon.steps.draft.rendering import tidy
 from daemon.steps.draft.values import CONTROLS, one_line
 from daemon.vocab import Address, Draft, Frozen
+
+# RFC 5322 section 2.1.1: lines of at most 78 characters where they can be broken, of 998 in any case.
+_LINE, _LONGEST_LINE = 78, 998
+_WORD_BYTES = 42  # of UTF-8 in one encoded word: it fits behind the longest name of a field that carries prose
+_ATOMS = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~ -]+")
+_DOT_ATOM_ADDRESS = re.compile(
+    r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?:\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*"
+)
+_VALUE = re.compile(r"[\x20-\x7e]*")
 
 #: Most lines and characters of the buyer's text that are quoted below a reply.
 QUOTE_LINES, QUOTE_CHARACTERS = 30, 2000
@@ -76,39 +88,129 @@ def freeze(
     body = tidy(draft.body)
     if quote:
         body += "\n" + "\n".join(f"> {line}".rstrip() for line in quote.split("\n")) + "\n"
-    mail = EmailMessage(policy=SMTP)
-    mail["From"] = HeaderAddress(one_line(sender.name, 80), addr_spec=sender.addr)
-    mail["To"] = HeaderAddress(one_line(recipient.name, 80), addr_spec=recipient.addr)
-    mail["Subject"] = one_line(draft.subject, 250)
-    mail["Date"] = now
-    mail["Message-ID"] = message_id
+    if "\r" in body:
+        raise ValueError("the text has a line end of another kind")
+    subject = one_line(draft.subject, 250)
+    fields = [
+        ("From", _mailbox(sender)),
+        ("To", _mailbox(recipient)),
+        ("Subject", _prose(subject)),
+        ("Date", [format_datetime(now)]),
+        ("Message-ID", [message_id]),
+    ]
     if in_reply_to and _is_message_id(in_reply_to):
         chain = [r for r in references if _is_message_id(r) and r != in_reply_to]
         kept = [*chain[:1], *chain[1:][-10:]]  # RFC 5322 section 3.6.4; the first and the newest matter
-        mail["In-Reply-To"] = in_reply_to
-        mail["References"] = " ".join([*kept, in_reply_to])
-    mail["X-Postsale-Outbox"] = message_id
-    mail["X-Auto-Response-Suppress"] = "OOF, AutoReply"
+        fields += [("In-Reply-To", [in_reply_to]), ("References", [*kept, in_reply_to])]
+    fields += [("X-Postsale-Outbox", [message_id]), ("X-Auto-Response-Suppress", ["OOF, AutoReply"])]
     if automatic:
-        mail["Auto-Submitted"] = "auto-replied"
-    mail.set_content(body, subtype="plain", charset="utf-8", cte="base64" if not body.isascii() else "quoted-printable")
-    mime = mail.as_bytes()
-    _read_back(mime, mail, body, recipient)
+        fields.append(("Auto-Submitted", ["auto-replied"]))
+    encoding = "quoted-printable" if body.isascii() else "base64"
+    fields += [
+        ("Content-Type", ['text/plain; charset="utf-8"']),
+        ("Content-Transfer-Encoding", [encoding]),
+        ("MIME-Version", ["1.0"]),
+    ]
+    header = "".join(_field(name, words) for name, words in fields)
+    mime = header.encode("ascii") + b"\r\n" + _transfer_encoded(body.replace("\n", "\r\n").encode(), encoding)
+    _read_back(mime, fields, subject, body, recipient)
     return Frozen(mime, message_id, hashlib.sha256(mime).hexdigest())
 
 
-def _read_back(mime: bytes, meant: EmailMessage, body: str, recipient: Address) -> None:
-    read = email.message_from_bytes(mime, policy=SMTP)
-    if not isinstance(read, EmailMessage):
-        raise TypeError("the frozen reply does not read back as a message")
-    for name in ("From", "To", "Subject", "Message-ID", "In-Reply-To", "References", "Auto-Submitted", "X-Postsale-Outbox"):
-        given, got = meant.get_all(name, []), read.get_all(name, [])
-        if [" ".join(str(v).split()) for v in given] != [" ".join(str(v).split()) for v in got]:
+# --------------------------------------------------------------------------- writing
+
+
+def _field(name: str, words: Sequence[str]) -> str:
+    """One field, folded between its words; the first stands beside the name, for some readers stumble over a bare one.
+
+    A word is never broken, so a long Message-ID stays one: as an encoded word, which the standard library makes of
+    it, no reader would find the thread. ValueError for a word that would not stay in its field.
+    """
+    lines = [f"{name}:"]
+    for position, word in enumerate(words):
+        if not _VALUE.fullmatch(word):
+            raise ValueError(f"{name} would have another character than printable ASCII")
+        if position and len(lines[-1]) + 1 + len(word) > _LINE:
+            lines.append("")
+        lines[-1] += f" {word}"
+    if max(map(len, lines)) > _LONGEST_LINE:
+        raise ValueError(f"{name} would have a line of more than {_LONGEST_LINE} characters")
+    return "\r\n".join(lines) + "\r\n"
+
+
+def _mailbox(address: Address) -> list[str]:
+    """Display name and address of a From or To field."""
+    name = one_line(address.name, 80)
+    spec = address.addr
+    if _DOT_ATOM_ADDRESS.fullmatch(spec) is None:  # a quoted local part and the like, or none at all
+        try:
+            spec = HeaderAddress(addr_spec=spec).addr_spec
+        except (HeaderParseError, IndexError) as error:
+            raise ValueError("an address of the reply is none") from error
+    if not name:
+        return [spec]
+    if not name.isascii() or "=?" in name or len(name) > 60:
+        return [*_encoded_words(name), f"<{spec}>"]
+    if _ATOMS.fullmatch(name):
+        return [*name.split(" "), f"<{spec}>"]
+    escaped = name.replace("\\", "\\\\").replace('"', '\\"')
+    return [f'"{escaped}"', f"<{spec}>"]
+
+
+def _prose(text: str) -> list[str]:
+    """The words of a field of free text, from the first to the last that is not plain as encoded words."""
+    words = text.split(" ")
+    odd = [n for n, word in enumerate(words) if not word.isascii() or "=?" in word or len(word) > _LINE - 20]
+    if not odd:
+        return words
+    return [*words[: odd[0]], *_encoded_words(" ".join(words[odd[0] : odd[-1] + 1])), *words[odd[-1] + 1 :]]
+
+
+def _encoded_words(text: str) -> list[str]:
+    """Encoded words (RFC 2047), none of which parts a character, or a word where it can be helped.
+
+    Readers drop the blanks between them, so a blank that counts stands within.
+    """
+    pieces = [b""]
+    for word in re.findall(r" ?[^ ]+| ", text):
+        data = word.encode()
+        if pieces[-1] and len(pieces[-1]) + len(data) > _WORD_BYTES:
+            pieces.append(b"")
+        for character in word if len(data) > _WORD_BYTES else (word,):
+            data = character.encode()
+            if len(pieces[-1]) + len(data) > _WORD_BYTES:
+                pieces.append(b"")
+            pieces[-1] += data
+    return [f"=?utf-8?b?{base64.b64encode(piece).decode('ascii')}?=" for piece in pieces]
+
+
+def _transfer_encoded(data: bytes, encoding: str) -> bytes:
+    if encoding == "quoted-printable":
+        return binascii.b2a_qp(data)
+    return b"".join(binascii.b2a_base64(data[at : at + 57], newline=False) + b"\r\n" for at in range(0, len(data), 57))
+
+
+# --------------------------------------------------------------------------- reading back
+
+
+def _read_back(mime: bytes, meant: Sequence[tuple[str, Sequence[str]]], subject: str, body: str, recipient: Address) -> None:
+    """Compare what a reader finds in the bytes with what was meant: the fields and no others, one recipient, the text."""
+    plain = mime.replace(b"\r\n", b"\n")
+    if b"\r" in plain or not mime.isascii():
+        raise ValueError("the frozen reply has a stray line end or a character beyond ASCII")
+    read = split_fields(plain)
+    if read.defects or [name for name, _ in read.items] != [name.lower() for name, _ in meant]:
+        raise ValueError("the frozen reply reads back with other fields")
+    for (name, words), (_, got) in zip(meant, read.items, strict=True):
+        if got.split() != " ".join(words).split():
             raise ValueError(f"the frozen reply reads back with another {name}")
-    addresses = [a.addr_spec for a in read["To"].addresses]
-    if addresses != [recipient.addr] or read["Cc"] or read["Bcc"]:
+    if decode_words(read.first("subject")).split() != clean(subject).split():
+        raise ValueError("the frozen reply reads back with another subject")
+    to = address_list(read.first("to"))
+    if to.defect or [address.addr for address in to.addresses] != [recipient.addr]:
         raise ValueError("the frozen reply has other recipients than the one it answers")
-    if read.get_content_type() != "text/plain" or read.get_content().replace("\r\n", "\n") != body:
+    text = transfer_decode(plain[read.body_start :], read.first("content-transfer-encoding"), text=True)
+    if text.decode("utf-8").replace("\r\n", "\n") != body:
         raise ValueError("the frozen reply reads back with another text")
 
 
