@@ -15,14 +15,10 @@ import cProfile
 import io
 import json
 import logging
-import os
 import pstats
 import shutil
-import signal
 import sqlite3
-import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,43 +34,6 @@ SERVICE = ROOT / "benchmarks" / "loops.py"
 #: Seconds without any progress after which a run is given up.
 PATIENCE = 60.0
 
-CONFIG = """
-[service]
-mode = "live"
-data_dir = "data"
-workers = {workers}
-log_level = "warning"
-[[mailboxes]]
-name = "shop"
-address = "{address}"
-display_name = "Lamp Shop"
-[mailboxes.imap]
-host = "localhost"
-port = {imaps}
-ca_file = "{ca}"
-[mailboxes.smtp]
-host = "localhost"
-port = {smtps}
-ca_file = "{ca}"
-[mailboxes.sign_in]
-password_file = "password"
-[mailboxes.approval]
-approvers = ["boss"]
-staff_auth = ["dmarc"]
-authserv_id = "mx.example.test"
-[[approvers]]
-name = "boss"
-address = "boss@example.test"
-language = "en"
-work_days = [1, 2, 3, 4, 5, 6, 7]
-[orders]
-defer_minutes = 0
-stale_after_hours = 1000000
-[[orders.sources]]
-kind = "folder"
-path = "reports"
-"""
-
 
 @dataclass(frozen=True)
 class Service:
@@ -87,23 +46,6 @@ class Service:
     idle_mb: float
     peak_mb: float
     outcomes: dict[str, int]
-
-
-def prepare(folder: Path, servers: MailServers, user: User, count: int, workers: int) -> Path:
-    """The configuration and order report of a fresh service."""
-    (folder / "reports").mkdir(parents=True)
-    report = folder / "reports" / "fba.txt"
-    report.write_text(corpus.report(count), "utf-8")
-    os.utime(report, (time.time() - 120,) * 2)
-    (folder / "password").write_text(user.password + "\n")
-    (folder / "password").chmod(0o600)
-    config = folder / "config.toml"
-    config.write_text(
-        CONFIG.format(
-            workers=workers, address=user.address, imaps=servers.imaps_port, smtps=servers.smtps_port, ca=servers.ca_file
-        )
-    )
-    return config
 
 
 def states(database: Path) -> dict[str, int]:
@@ -122,59 +64,39 @@ def first_contact(database: Path) -> bool:
 
 def service_run(folder: Path, config: Path, count: int, home: Path, mails: list[bytes]) -> Service:
     """First contact with the empty mailbox, then the backlog, by a service started anew."""
-    data = folder / "data"
-    database, ready = data / "postsale.db", data / "ready"
-
-    def start() -> tuple[subprocess.Popen[bytes], float]:
-        ready.unlink(missing_ok=True)
-        began = time.perf_counter()
-        with (folder / "log").open("ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, str(SERVICE), str(config)], cwd=ROOT, env=bench.environment(), stdout=log, stderr=log
-            )
-        while not ready.exists():
-            if process.poll() is not None:
-                raise RuntimeError((folder / "log").read_text("utf-8", "replace")[-3000:])
-            time.sleep(0.01)
-        return process, time.perf_counter() - began
-
-    process, _ = start()
-    while not first_contact(database):
-        time.sleep(0.05)
-    time.sleep(1)
-    idle = bench.usage(process.pid)
-    process.send_signal(signal.SIGTERM)
-    process.wait(30)
+    database, command = folder / "data" / "postsale.db", [str(SERVICE), str(config), "ingest", "advance"]
+    with bench.Service(folder, command) as service:
+        while not first_contact(database):
+            service.check()
+            time.sleep(0.05)
+        time.sleep(1)
+        idle = service.usage()
     bench.fill_maildir(home, mails)
 
-    process, starting = start()
-    began, before, stored, peak, looked = time.perf_counter(), bench.usage(process.pid), 0.0, 0.0, 0.0
-    last: dict[str, int] = {}
-    moved = began
-    while True:
-        now = states(database)
-        if now != last:
-            last, moved = now, time.perf_counter()
-        elif time.perf_counter() - moved > PATIENCE:
-            process.kill()
-            raise RuntimeError(f"no progress at {now}: {(folder / 'log').read_text('utf-8', 'replace')[-3000:]}")
-        if not stored and sum(now.values()) >= count:
-            stored = time.perf_counter() - began
-        if sum(now.values()) >= count and not now.get("received", 0):
-            break
-        if time.perf_counter() - looked > 1:
-            looked = time.perf_counter()
-            peak = max(peak, bench.usage(process.pid).memory_mb)
-            if process.poll() is not None:
-                raise RuntimeError((folder / "log").read_text("utf-8", "replace")[-3000:])
-        time.sleep(0.05 if count > 500 else 0.01)
-    wall, after = time.perf_counter() - began, bench.usage(process.pid)
-    process.send_signal(signal.SIGTERM)
-    process.wait(60)
+    with bench.Service(folder, command) as service:
+        began, before, stored, peak, looked = time.perf_counter(), service.usage(), 0.0, 0.0, 0.0
+        last: dict[str, int] = {}
+        moved = began
+        while True:
+            now = states(database)
+            if now != last:
+                last, moved = now, time.perf_counter()
+            elif time.perf_counter() - moved > PATIENCE:
+                raise RuntimeError(f"no progress at {now}: {service.log()}")
+            if not stored and sum(now.values()) >= count:
+                stored = time.perf_counter() - began
+            if sum(now.values()) >= count and not now.get("received", 0):
+                break
+            if time.perf_counter() - looked > 1:
+                looked = time.perf_counter()
+                peak = max(peak, service.usage().memory_mb)
+                service.check()
+            time.sleep(0.05 if count > 500 else 0.01)
+        wall, after = time.perf_counter() - began, service.usage()
     return Service(
         wall=wall,
         stored=stored,
-        start=starting,
+        start=service.start_seconds,
         cpu=after.cpu_seconds - before.cpu_seconds,
         idle_mb=idle.memory_mb,
         peak_mb=max(peak, after.memory_mb),
@@ -259,28 +181,22 @@ def profile(mails: list[bytes], top: int = 14) -> tuple[list[tuple[str, float]],
 def measure(count: int, getmail_count: int, runs: int, workers: int) -> dict[str, object]:
     """All runs, side by side; the order within a run is reference, service, reference."""
     mails = list(corpus.mails(count))
-    servers = MailServers()
-    servers.start()
-    folder = Path(tempfile.mkdtemp(prefix="psb", dir="/tmp"))
     ours: list[Service] = []
     sync: list[tuple[float, float]] = []
     get: list[tuple[float, float]] = []
-    try:
+    with bench.mail_servers() as (servers, folder):
         few = servers.add_user()
         bench.fill_maildir(servers.folder / "homes" / few.name, mails[:getmail_count])
         for number in range(runs):
             user, here = servers.add_user(), folder / str(number)
             home = servers.folder / "homes" / user.name
-            config = prepare(here, servers, user, count, workers)
+            config = bench.configure(here, servers, [user], report=corpus.report(count), workers=workers)
             ours.append(service_run(here, config, count, home, mails))
-            print(f"run {number + 1}: service {count / ours[-1].wall:.0f}/s", file=sys.stderr)
+            bench.progress(f"run {number + 1}: service {count / ours[-1].wall:.0f}/s")
             sync.append(mbsync(here / "mbsync", servers, user, count))
             get.append(getmail(here / "getmail", servers, few, getmail_count))
             shutil.rmtree(here)
             shutil.rmtree(home / "Maildir")
-    finally:
-        servers.stop()
-        shutil.rmtree(folder, ignore_errors=True)
     return {
         "mails": count,
         "bytes": sum(map(len, mails)),

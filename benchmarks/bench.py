@@ -1,4 +1,4 @@
-"""What the measurements share: the machine, medians, a mailbox on disk, a service under test, the page of figures."""
+"""What the measurements share: the machine, shares of a sample, a mailbox on disk, a service under test, the page of figures."""
 
 from __future__ import annotations
 
@@ -8,11 +8,20 @@ import platform
 import pwd
 import re
 import resource
+import shutil
+import signal
+import socket
 import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tests.servers import MailServers, User
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "performance.md"
@@ -127,3 +136,189 @@ def environment() -> dict[str, str]:
     """For child processes of ours."""
     keep = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
     return {**keep, "PYTHONPATH": str(ROOT)}
+
+
+def progress(text: str) -> None:
+    """One line on what has just been done, apart from the result."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def share(sample: Sequence[float], part: float) -> float:
+    """The value below which that part of a sample lies, as 0.5 or 0.99; the nearest one that was seen."""
+    return sorted(sample)[min(len(sample) - 1, int(len(sample) * part))]
+
+
+# --------------------------------------------------------------------------- a service under test
+
+_SERVICE = """
+[service]
+mode = "live"
+data_dir = "data"
+workers = {workers}
+log_level = "warning"
+[[approvers]]
+name = "boss"
+address = "boss@example.test"
+language = "en"
+work_days = [1, 2, 3, 4, 5, 6, 7]
+[orders]
+defer_minutes = 0
+stale_after_hours = 1000000
+[[orders.sources]]
+kind = "folder"
+path = "reports"
+"""
+
+_MAILBOX = """
+[[mailboxes]]
+name = "{name}"
+address = "{address}"
+display_name = "Lamp Shop"
+[mailboxes.imap]
+host = "localhost"
+port = {imaps}
+ca_file = "{ca}"
+[mailboxes.smtp]
+host = "localhost"
+{smtp}
+max_connections = {connections}
+append_to_sent = false
+[mailboxes.sign_in]
+password_file = "password"
+[mailboxes.approval]
+approvers = ["boss"]
+staff_auth = ["dmarc"]
+authserv_id = "mx.example.test"
+undo_seconds = {undo_seconds}
+[mailboxes.caps]
+per_hour = 1000000
+per_template_hour = 1000000
+"""
+
+
+def configure(
+    folder: Path,
+    servers: MailServers,
+    users: Sequence[User],
+    *,
+    report: str = "",
+    workers: int = 2,
+    plain_smtp: int | None = None,
+    connections: int = 2,
+    undo_seconds: int = 90,
+) -> Path:
+    """The configuration of a fresh service in live mode with these mailboxes; the first is called ``shop``.
+
+    ``report`` is its order report. ``plain_smtp`` is a port that is spoken to without TLS, instead of Postfix with it.
+    Caps are out of the way: what is measured is speed.
+    """
+    (folder / "reports").mkdir(parents=True)
+    if report:
+        file = folder / "reports" / "fba.txt"
+        file.write_text(report, "utf-8")
+        os.utime(file, (time.time() - 120,) * 2)  # a file that was just written may not be whole
+    (folder / "password").write_text(users[0].password + "\n")
+    (folder / "password").chmod(0o600)
+    smtp = f'port = {servers.smtps_port}\nca_file = "{servers.ca_file}"'
+    if plain_smtp is not None:
+        smtp = f'port = {plain_smtp}\ntls = "none"'
+    mailboxes = [
+        _MAILBOX.format(
+            name="shop" if number == 0 else f"shop{number}",
+            address=user.address,
+            imaps=servers.imaps_port,
+            ca=servers.ca_file,
+            smtp=smtp,
+            connections=connections,
+            undo_seconds=undo_seconds,
+        )
+        for number, user in enumerate(users)
+    ]
+    config = folder / "config.toml"
+    config.write_text(_SERVICE.format(workers=workers) + "".join(mailboxes))
+    return config
+
+
+class Service:
+    """A service process that tells systemd when it is ready; ``command`` is what follows the interpreter.
+
+    Use it as a context manager: it is stopped at the end, or killed when it does not stop.
+    """
+
+    def __init__(self, folder: Path, command: Sequence[str]) -> None:
+        self._log = folder / "log"
+        self._line = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._address = folder / "notify"
+        self._address.unlink(missing_ok=True)
+        self._line.bind(str(self._address))
+        began = time.perf_counter()
+        with self._log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, *command],
+                cwd=ROOT,
+                env={**environment(), "NOTIFY_SOCKET": str(self._address)},
+                stdout=log,
+                stderr=log,
+            )
+        try:
+            self._wait_until_ready()
+        except BaseException:
+            self._end()
+            raise
+        self.start_seconds = time.perf_counter() - began
+
+    def _wait_until_ready(self, seconds: float = 300) -> None:
+        self._line.settimeout(0.2)
+        deadline = time.monotonic() + seconds
+        while True:
+            with contextlib.suppress(TimeoutError):
+                if b"READY=1" in self._line.recv(4096):
+                    return
+            self.check()
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"not ready after {seconds:.0f} s: {self.log()}")
+
+    def check(self) -> None:
+        """RuntimeError with the end of its log when the service has died."""
+        if self.process.poll() is not None:
+            raise RuntimeError(f"the service ended with {self.process.returncode}: {self.log()}")
+
+    def log(self) -> str:
+        """The end of what it wrote."""
+        return self._log.read_text("utf-8", "replace")[-3000:]
+
+    def usage(self) -> Usage:
+        """What it and its children cost so far."""
+        return usage(self.process.pid)
+
+    def __enter__(self) -> Service:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(60)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        self._line.close()
+        self._address.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def mail_servers() -> Iterator[tuple[MailServers, Path]]:
+    """Dovecot and Postfix of this measurement's own, and a folder for services; NotInstalled when there are none."""
+    from tests.servers import MailServers
+
+    servers = MailServers()
+    folder = Path(tempfile.mkdtemp(prefix="psb", dir="/tmp"))
+    try:
+        servers.start()
+        yield servers, folder
+    finally:
+        servers.stop()
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,35 +1,68 @@
-"""The service under measurement, as a process of its own: its ingest and advance loops, and no sending.
+"""The service under measurement, as a process of its own, with some of its loops.
 
-    python benchmarks/loops.py CONFIG
+    python benchmarks/loops.py CONFIG ingest advance
+    python benchmarks/loops.py CONFIG deliver [--profile FILE]
 
-Touches ``ready`` in the data folder once the loops are about to begin. Ends on SIGTERM.
+Says READY to NOTIFY_SOCKET once the loops are about to begin. Ends on SIGTERM. Where the configuration has SMTP without
+TLS it is spoken without signing in, as smtp-source does.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
+import cProfile
+import pstats
 import signal
 import sys
+import threading
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from daemon.app import App
-from daemon.config import load
+from daemon.config import TlsMode, load
+from daemon.edges.smtp import Smtp
 from daemon.log import configure
 
 
-async def run(config_file: Path) -> None:
+async def run(config_file: Path, names: list[str]) -> None:
     """Serve until SIGTERM."""
     config = load(config_file)
     configure(config.service.log_level, config.service.log_format)
     async with App(config) as app:
-        app.loops = [*app.ingests, app.advance]
+        loops = {"ingest": app.ingests, "advance": [app.advance], "deliver": app.senders}
+        app.loops = [loop for name in names for loop in loops[name]]
+        for sender, mailbox in zip(app.senders, config.mailboxes, strict=True):
+            if mailbox.smtp.tls is TlsMode.NONE:
+                sender._smtp = Smtp(mailbox.smtp, None, final_reply_seconds=config.delivery.final_reply_timeout_seconds)
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, app.stop.set)
         await app.orders.refresh()
-        (config.service.data_dir / "ready").touch()
         await app.run()
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", type=Path)
+    parser.add_argument("loops", nargs="+", choices=["ingest", "advance", "deliver"])
+    parser.add_argument("--profile", type=Path, help="write cProfile's figures of all threads here")
+    asked = parser.parse_args()
+    if asked.profile is None:
+        asyncio.run(run(asked.config, asked.loops))
+        return
+    profilers = [cProfile.Profile()]
+    plain = threading.Thread.run
+
+    def profiled(thread: threading.Thread) -> None:
+        profilers.append(cProfile.Profile())
+        profilers[-1].runcall(plain, thread)
+
+    threading.Thread.run = profiled  # type: ignore[method-assign]
+    try:
+        profilers[0].runcall(asyncio.run, run(asked.config, asked.loops))
+    finally:
+        pstats.Stats(*profilers).dump_stats(asked.profile)
+
+
 if __name__ == "__main__":
-    asyncio.run(run(Path(sys.argv[1])))
+    main()
