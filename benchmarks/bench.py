@@ -287,6 +287,18 @@ class Service:
         """The end of what it wrote."""
         return self._log.read_text("utf-8", "replace")[-3000:]
 
+    def wait_until_quiet(self, seconds: float = 60) -> None:
+        """Let it warm its workers up: until it uses next to no processor time for half a second."""
+        deadline = time.monotonic() + seconds
+        before = self.usage().cpu_seconds
+        while time.monotonic() < deadline:
+            time.sleep(0.5)
+            self.check()
+            before, last = self.usage().cpu_seconds, before
+            if before - last <= 0.02:
+                return
+        progress("the service does not come to rest; going on")
+
     def usage(self) -> Usage:
         """What it and its children cost so far."""
         return usage(self.process.pid)

@@ -16,19 +16,24 @@ import json
 import logging
 import pstats
 import shutil
-import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from io import StringIO
 from pathlib import Path
 from statistics import mean, median
 
+from sqlalchemy import Connection, func, select
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import bench, corpus, outgoing
+from daemon.config import load
+from daemon.store import settings, tables
+from daemon.store.db import Database
 from tests.servers import MailServers, NotInstalled, User, free_port, program, wait_for_port
 
 SERVICE = bench.ROOT / "benchmarks" / "loops.py"
@@ -86,23 +91,44 @@ def smtp_source(port: int, count: int, connections: int, size: int) -> float:
 
 
 def service(folder: Path, config: Path, count: int, profile: Path | None = None) -> tuple[float, float]:
-    """Send what is queued; returns (replies a second from READY to the last one's last commit, processor time of each in us)."""
+    """Send what is queued, once the service has settled down; returns (replies a second, processor time of each in us).
+
+    The time runs from the first claim to the last outcome.
+    """
+    database = Database(load(config).database_url)
+    database.write_now(lambda c: settings.pause(c, actor="bench", now=datetime.now(UTC)))
     command = [str(SERVICE), str(config), "deliver", *(["--profile", str(profile)] if profile else [])]
-    with bench.Service(folder, command) as running:
-        began, before, moved, last = time.perf_counter(), running.usage(), time.perf_counter(), 0
-        with sqlite3.connect(f"file:{folder}/data/postsale.db?mode=ro", uri=True, timeout=30) as database:
+    try:
+        with bench.Service(folder, command) as running:
+            running.wait_until_quiet()
+            before, moved, last = running.usage(), time.perf_counter(), 0
+            database.write_now(settings.resume)
             while True:
-                states = dict(database.execute("SELECT state, count(*) FROM outbox GROUP BY state").fetchall())
-                sent, now = states.get("sent", 0), time.perf_counter()
+                states = database.read_now(_states)
+                sent = states.get("sent", 0)
                 if sent == count:
                     break
-                last, moved = (sent, now) if sent != last else (last, moved)
-                if now - moved > PATIENCE:
+                last, moved = (sent, time.perf_counter()) if sent != last else (last, moved)
+                if time.perf_counter() - moved > PATIENCE:
                     raise RuntimeError(f"no progress at {states}: {running.log()}")
                 running.check()
-                time.sleep(0.02)
-        after = running.usage()
-    return count / (now - began), (after.cpu_seconds - before.cpu_seconds) / count * 1e6
+                time.sleep(0.05)
+            after = running.usage()
+        seconds = database.read_now(_seconds)
+    finally:
+        database.close()
+    return count / seconds, (after.cpu_seconds - before.cpu_seconds) / count * 1e6
+
+
+def _states(connection: Connection) -> dict[str, int]:
+    rows = connection.execute(select(tables.outbox.c.state, func.count().label("number")).group_by(tables.outbox.c.state))
+    return {row.state: row.number for row in rows}
+
+
+def _seconds(connection: Connection) -> float:
+    first, last = connection.execute(select(func.min(tables.attempts.c.started_at), func.max(tables.attempts.c.ended_at))).one()
+    seconds: float = (last - first).total_seconds()
+    return seconds
 
 
 def pair(

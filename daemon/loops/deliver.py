@@ -10,6 +10,7 @@ word never came for is searched in the Sent folder, and at last put before staff
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -30,7 +31,7 @@ from daemon.steps import frozen
 from daemon.store import outbox
 from daemon.store.db import Database
 from daemon.store.locks import Lock
-from daemon.store.outbox import Delivery, Traffic
+from daemon.store.outbox import Delivery
 from daemon.store.transitions import StaleMove
 from daemon.vocab import CaseState, DeliveryKind
 
@@ -43,6 +44,8 @@ LOCK_RETRY_SECONDS = 5.0
 #: Longest wait for a server's word when the service has to stop.
 STOP_GRACE_SECONDS = 75.0
 BEING_READ_WAIT = timedelta(seconds=10)
+#: Rows that one step takes up for each connection.
+ROWS_PER_CONNECTION = 16
 
 _logger = log.get(__name__)
 
@@ -51,6 +54,15 @@ class Recheck(Protocol):
     """Looks at the order again: why the reply no longer holds, or None."""
 
     def __call__(self, case_id: int, revision: int) -> Awaitable[str | None]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Verdict:
+    """A reply that does not leave: where its case goes, and why."""
+
+    to: CaseState
+    reason: str
+    detail: Sequence[str] = ()
 
 
 @dataclass(slots=True)
@@ -204,21 +216,25 @@ class Deliver(Loop):
         if self._stopping or self.clock.monotonic() < self._try_at:
             return 0
         self._remember_windows(await self._database.read(lambda c: outbox.waiting(c, self.mailbox, now=now)), now)
-        rows = await self._database.read(lambda c: outbox.due(c, self.mailbox, now=now, limit=self._max_connections * 4))
+        limit = self._max_connections * ROWS_PER_CONNECTION
+        rows = deque(await self._database.read(lambda c: outbox.due(c, self.mailbox, now=now, limit=limit)))
         done = 0
-        for start in range(0, len(rows), self._max_connections):
-            under_way: list[_Attempt] = []
-            try:
-                # one after the other, so that what is claimed counts against the caps of the next
-                for row in rows[start : start + self._max_connections]:
-                    if await self._ready(row):
-                        under_way += await self._claim(row)
-            finally:  # what was claimed goes, whatever became of the next
-                await self._carry_out(under_way)
-            done += len(under_way)
-            self.beat()
-            if self._stopping or self.clock.monotonic() < self._try_at:
-                break
+
+        async def serve() -> None:
+            """One connection's worth of work: what is next, as long as there is any."""
+            nonlocal done
+            while rows and not self._stopping and self.clock.monotonic() >= self._try_at:
+                attempt = await self._begin(rows.popleft())
+                if attempt is not None:
+                    done += 1
+                    await self._carry_out(attempt)
+                self.beat()
+
+        # each sees its own mails through, whatever becomes of another's
+        ended = await asyncio.gather(*(serve() for _ in range(self._max_connections)), return_exceptions=True)
+        for error in ended:
+            if error is not None:
+                raise error
         return done
 
     def _remember_windows(self, waiting: dict[int, datetime], now: datetime) -> None:
@@ -226,78 +242,85 @@ class Deliver(Loop):
         for delivery_id, not_before in waiting.items():
             self._not_before.setdefault(delivery_id, self.clock.monotonic() + (not_before - now).total_seconds())
 
-    async def _ready(self, row: Delivery) -> bool:
-        """Look at everything again; False when the row has to wait or was taken back."""
+    async def _begin(self, row: Delivery) -> _Attempt | None:
+        """Look at everything again and claim the row; None when it has to wait, was taken back, or is no longer to be had."""
         if self.clock.monotonic() < self._not_before.get(row.id, 0.0):
-            return False
+            return None
         self._not_before.pop(row.id, None)
         wrong = frozen.problems(row.mime, recipient=row.recipient, message_id=row.message_id, sha256=row.sha256)
         if wrong:
-            return await self._take_back(row, CaseState.HUMAN, "frozen_mail_differs", wrong)
+            return await self._take(row, _Verdict(CaseState.HUMAN, "frozen_mail_differs", wrong))
         if row.kind is not DeliveryKind.BUYER_REPLY or row.case_id is None or row.revision is None:
-            return True
+            return await self._take(row)
         if await self._leaks(row.mime):
-            return await self._take_back(row, CaseState.HUMAN, "token_in_reply")
-        now = self.clock.now()
-        traffic = await self._database.read(lambda c: outbox.traffic(c, row, now=now))
-        if not await self._within_caps(row, traffic, now):
-            return False
-        overtaken = await self._database.read(lambda c: outbox.overtaken(c, row))
-        if overtaken == "being_read":
-            return await self._hold_back(row, now + BEING_READ_WAIT)
-        if overtaken is not None:
-            return await self._take_back(row, CaseState.WITHDRAWN, overtaken)
+            return await self._take(row, _Verdict(CaseState.HUMAN, "token_in_reply"))
         changed = await self._recheck(row.case_id, row.revision)
-        if changed is not None:
-            return await self._take_back(row, CaseState.RECEIVED, changed)
-        return True
+        return await self._take(row, last=_Verdict(CaseState.RECEIVED, changed) if changed is not None else None)
 
-    async def _within_caps(self, row: Delivery, traffic: Traffic, now: datetime) -> bool:
-        caps = self._caps
-        if traffic.mailbox_hour >= caps.per_hour:
-            oldest = traffic.oldest_in_hour or now
-            return await self._hold_back(row, max(oldest + timedelta(hours=1), now + timedelta(minutes=1)))
-        if not row.automatic:
-            return True  # a person wants it to go
-        if traffic.automatic_recipient_day >= caps.auto_per_address_day or traffic.recipient_day >= caps.per_address_day:
-            return await self._take_back(row, CaseState.HUMAN, "cap_address")
-        if traffic.thread_72h >= caps.per_thread_72h:
-            return await self._take_back(row, CaseState.HUMAN, "cap_thread")
-        if traffic.template_hour >= caps.per_template_hour:
-            return await self._hold_back(row, now + timedelta(minutes=10))
-        return True
-
-    async def _take_back(self, row: Delivery, to: CaseState, reason: str, detail: Sequence[str] = ()) -> bool:
-        level = _logger.error if to is CaseState.HUMAN else _logger.info
-        level("reply.withdrawn", mailbox=self.mailbox, case_id=row.case_id, delivery=row.id, reason=reason, detail=list(detail))
-        if row.kind is DeliveryKind.STAFF_NOTICE:
-            # a notice that is not as it was built is a bug, and nobody is waiting for its answer
-            await self._guarded(partial(outbox.discard, delivery_id=row.id, reason=reason, now=self.clock.now()))
-        else:
-            await self._guarded(partial(outbox.withdraw, delivery_id=row.id, to=to, reason=reason[:60], now=self.clock.now()))
-        return False
-
-    async def _hold_back(self, row: Delivery, until: datetime) -> bool:
-        await self._write(partial(outbox.hold_back, delivery_id=row.id, until=until, now=self.clock.now()))
-        return False
-
-    async def _claim(self, row: Delivery) -> list[_Attempt]:
-        """Commit A; empty when the row is no longer to be had."""
+    async def _take(self, row: Delivery, first: _Verdict | None = None, *, last: _Verdict | None = None) -> _Attempt | None:
+        """Commit A, or what keeps the row from leaving: ``first`` or, when the store knows of nothing else, ``last``."""
         try:
-            claimed = await self._write(partial(outbox.claim, delivery_id=row.id, boot_id=self._boot_id, now=self.clock.now()))
+            taken = await self._write(partial(self._claim, row=row, first=first, last=last, now=self.clock.now()))
         except StaleMove as stale:
             _logger.info("delivery.stale", mailbox=self.mailbox, delivery=row.id, problem=str(stale))
-            return []
-        return [_Attempt(claimed)]
+            return None
+        if isinstance(taken, Delivery):
+            return _Attempt(taken)
+        if isinstance(taken, _Verdict):
+            level = _logger.error if taken.to is CaseState.HUMAN else _logger.info
+            level(
+                "reply.withdrawn",
+                mailbox=self.mailbox,
+                case_id=row.case_id,
+                delivery=row.id,
+                reason=taken.reason,
+                detail=list(taken.detail),
+            )
+        return None
 
-    async def _carry_out(self, attempts: Sequence[_Attempt]) -> None:
-        for attempt in attempts:
-            attempt.task = asyncio.create_task(self._attempt(attempt), name=f"send:{attempt.row.id}")
-            self._under_way[attempt.row.id] = attempt
-        tasks = [attempt.task for attempt in attempts if attempt.task is not None]
-        if tasks:
-            # a caller that is cancelled leaves the conversations to end by themselves
-            await asyncio.shield(asyncio.gather(*tasks))
+    def _claim(
+        self, connection: Connection, *, row: Delivery, first: _Verdict | None, last: _Verdict | None, now: datetime
+    ) -> Delivery | _Verdict | None:
+        """One unit of work from the last look to the claim: what others claim or write meanwhile counts."""
+        verdict = first
+        if verdict is None and row.kind is DeliveryKind.BUYER_REPLY and row.case_id is not None:
+            found = self._ground(connection, row, now)
+            if isinstance(found, datetime):
+                outbox.hold_back(connection, row.id, until=found, now=now)
+                return None
+            verdict = found or last
+        if verdict is None:
+            return outbox.claim(connection, row.id, boot_id=self._boot_id, now=now)
+        if row.kind is DeliveryKind.STAFF_NOTICE:
+            # a notice that is not as it was built is a bug, and nobody is waiting for its answer
+            outbox.discard(connection, row.id, reason=verdict.reason, now=now)
+        else:
+            outbox.withdraw(connection, row.id, to=verdict.to, reason=verdict.reason[:60], now=now)
+        return verdict
+
+    def _ground(self, connection: Connection, row: Delivery, now: datetime) -> datetime | _Verdict | None:
+        """What the store knows against a reply: it has to wait until a moment, or to be taken back."""
+        caps = self._caps
+        lately, oldest = outbox.left_in_hour(connection, row, now=now)
+        if lately >= caps.per_hour:
+            return max((oldest or now) + timedelta(hours=1), now + timedelta(minutes=1))
+        if row.automatic:  # what a person wants to go may go
+            traffic = outbox.traffic(connection, row, now=now)
+            if traffic.automatic_recipient_day >= caps.auto_per_address_day or traffic.recipient_day >= caps.per_address_day:
+                return _Verdict(CaseState.HUMAN, "cap_address")
+            if traffic.thread_72h >= caps.per_thread_72h:
+                return _Verdict(CaseState.HUMAN, "cap_thread")
+            if traffic.template_hour >= caps.per_template_hour:
+                return now + timedelta(minutes=10)
+        overtaken = outbox.overtaken(connection, row)
+        if overtaken == "being_read":
+            return now + BEING_READ_WAIT
+        return None if overtaken is None else _Verdict(CaseState.WITHDRAWN, overtaken)
+
+    async def _carry_out(self, attempt: _Attempt) -> None:
+        attempt.task = asyncio.create_task(self._attempt(attempt), name=f"send:{attempt.row.id}")
+        self._under_way[attempt.row.id] = attempt
+        await asyncio.shield(attempt.task)  # a caller that is cancelled leaves the conversation to end by itself
 
     async def _attempt(self, attempt: _Attempt) -> None:
         """One SMTP conversation, and its outcome written down whatever it takes."""

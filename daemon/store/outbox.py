@@ -13,11 +13,12 @@ import hashlib
 import re
 from collections.abc import Collection, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, func, insert, not_, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Select, bindparam, exists, func, insert, not_, or_, select, update
+from sqlalchemy import case as sql_case
 
 from daemon.clock import DELIVERY_BACKOFF_SECONDS, RECONNECT_BACKOFF_SECONDS, backoff
 from daemon.errors import PostsaleError
@@ -202,6 +203,8 @@ class Delivery:
     automatic: bool
     created_at: datetime
     uncertain_at: datetime | None
+    updated_at: datetime
+    claimed_by: str | None
 
 
 def due(connection: Connection, mailbox: str, *, now: datetime, limit: int = 50) -> list[Delivery]:
@@ -212,15 +215,20 @@ def due(connection: Connection, mailbox: str, *, now: datetime, limit: int = 50)
     kinds = [DeliveryKind.STAFF_NOTICE.value]
     if settings.paused(connection, mailbox) is None:
         kinds.append(DeliveryKind.BUYER_REPLY.value)
-    return _load(
-        connection,
-        outbox.c.mailbox == mailbox,
-        outbox.c.state == DeliveryState.QUEUED.value,
-        _is_due(now),
-        outbox.c.kind.in_(kinds),
-        order=(outbox.c.kind.desc(), outbox.c.not_before, outbox.c.id),
-        limit=limit,
+    order = (outbox.c.kind.desc(), outbox.c.not_before, outbox.c.id)
+    # the ids first: what waits is put in order without its bytes
+    first = (
+        select(outbox.c.id)
+        .where(
+            outbox.c.mailbox == mailbox,
+            outbox.c.state == DeliveryState.QUEUED.value,
+            _is_due(now),
+            outbox.c.kind.in_(kinds),
+        )
+        .order_by(*order)
+        .limit(limit)
     )
+    return _load(connection, outbox.c.id.in_(first), order=order)
 
 
 def _is_due(now: datetime) -> ColumnElement[bool]:
@@ -262,7 +270,7 @@ def claim(connection: Connection, delivery_id: int, *, boot_id: str, now: dateti
     in the meantime.
     """
     row = _one(connection, delivery_id)
-    if not connection.execute(select(outbox.c.id).where(outbox.c.id == delivery_id, _is_due(now))).first():
+    if row.not_before > now and row.updated_at <= now + CLOCK_TOLERANCE:
         raise StaleMove(f"delivery {delivery_id} is not due")
     if row.kind is DeliveryKind.BUYER_REPLY and settings.paused(connection, row.mailbox) is not None:
         raise StaleMove("sending is paused")
@@ -272,16 +280,13 @@ def claim(connection: Connection, delivery_id: int, *, boot_id: str, now: dateti
         DeliveryState.QUEUED,
         DeliveryState.CLAIMED,
         now=now,
-        values={"claimed_by": boot_id, "attempts": outbox.c.attempts + 1},
+        values={"claimed_by": boot_id, "attempts": row.attempts + 1},
     )
     if row.case_id is not None and row.kind is DeliveryKind.BUYER_REPLY:
         move_case(connection, row.case_id, CaseState.QUEUED, CaseState.SENDING, reason="attempt", actor=ACTOR, now=now)
-    connection.execute(
-        insert(attempts).values(
-            delivery_id=delivery_id, number=row.attempts + 1, boot_id=boot_id, started_at=now, phase="connect"
-        )
-    )
-    return _one(connection, delivery_id)
+    begun = {"delivery_id": delivery_id, "number": row.attempts + 1, "boot_id": boot_id, "started_at": now, "phase": "connect"}
+    connection.execute(_BEGIN_ATTEMPT, begun)
+    return replace(row, state=DeliveryState.CLAIMED, attempts=row.attempts + 1, claimed_by=boot_id, updated_at=now)
 
 
 def begin_transmit(connection: Connection, delivery_id: int, *, boot_id: str, now: datetime) -> None:
@@ -608,43 +613,78 @@ def _bounced_row(
 # --------------------------------------------------------------------------- the ground under a reply
 
 
+def left_in_hour(connection: Connection, row: Delivery, *, now: datetime) -> tuple[int, datetime | None]:
+    """How many other replies of the mailbox were let out in the last hour, and when the first of them was."""
+    asked = {"mailbox": row.mailbox, "delivery": row.id, "hour": now - timedelta(hours=1)}
+    found = connection.execute(_LEFT_IN_HOUR, asked).one()
+    return found.left + found.claimed, found.oldest
+
+
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """What really left lately, for caps and rates at the last moment."""
+    """What really left lately, for caps at the last moment."""
 
-    mailbox_hour: int
     recipient_day: int
     automatic_recipient_day: int
     thread_72h: int
     template_hour: int
-    oldest_in_hour: datetime | None
 
 
 def traffic(connection: Connection, row: Delivery, *, now: datetime) -> Traffic:
     """Replies to buyers whose bytes were let out, as far as they count against this one."""
-    c = outbox.c
-    ours = (c.mailbox == row.mailbox, c.kind == DeliveryKind.BUYER_REPLY.value, c.id != row.id)
+    asked = {
+        "mailbox": row.mailbox,
+        "delivery": row.id,
+        "recipient": row.recipient.lower(),
+        "case": row.case_id,
+        "template": row.template,
+        "hour": now - timedelta(hours=1),
+        "day": now - timedelta(days=1),
+        "three_days": now - timedelta(hours=72),
+    }
 
-    def count(since: timedelta, *where: ColumnElement[bool]) -> int:
-        # two questions instead of one with OR, so that each finds its index
-        left = select(func.count()).select_from(outbox).where(*ours, *where)
-        found: int = connection.execute(left.where(c.transmitted_at > now - since)).scalar_one()
-        found += connection.execute(left.where(c.state == DeliveryState.CLAIMED.value)).scalar_one()
+    def count(which: Select[Any]) -> int:
+        found: int = connection.execute(which, asked).scalar_one()
         return found
 
-    hour, day = timedelta(hours=1), timedelta(days=1)
-    to_them = c.recipient_key == row.recipient.lower()
-    thread = select(cases.c.thread_id).where(cases.c.id == row.case_id).scalar_subquery()
-    same_thread = c.case_id.in_(select(cases.c.id).where(cases.c.thread_id == thread))
-    oldest = select(func.min(c.transmitted_at)).where(*ours, c.transmitted_at > now - hour)
     return Traffic(
-        mailbox_hour=count(hour),
-        recipient_day=count(day, to_them),
-        automatic_recipient_day=count(day, to_them, c.automatic.is_(True)),
-        thread_72h=count(timedelta(hours=72), same_thread),
-        template_hour=count(hour, c.template == row.template) if row.template else 0,
-        oldest_in_hour=connection.execute(oldest).scalar_one(),
+        recipient_day=count(_RECIPIENT_DAY),
+        automatic_recipient_day=count(_AUTOMATIC_RECIPIENT_DAY),
+        thread_72h=count(_THREAD_72H),
+        template_hour=count(_TEMPLATE_HOUR),
     )
+
+
+_c = outbox.c
+_OTHERS = (_c.mailbox == bindparam("mailbox"), _c.kind == DeliveryKind.BUYER_REPLY.value, _c.id != bindparam("delivery"))
+_THREAD = select(cases.c.thread_id).where(cases.c.id == bindparam("case")).scalar_subquery()
+_IN_THREAD = select(cases.c.id).where(cases.c.thread_id == _THREAD)
+
+
+def _claimed(*where: ColumnElement[bool]) -> ColumnElement[int]:
+    """How many other replies are about to be let out."""
+    return (
+        select(func.count())
+        .select_from(outbox)
+        .where(*_OTHERS, _c.state == DeliveryState.CLAIMED.value, *where)
+        .scalar_subquery()
+    )
+
+
+def _left(since: str, *where: ColumnElement[bool]) -> Select[tuple[int]]:
+    # two questions instead of one with OR, so that each finds its index
+    let_out = select(func.count()).select_from(outbox).where(*_OTHERS, _c.transmitted_at > bindparam(since), *where)
+    return select(let_out.scalar_subquery() + _claimed(*where))
+
+
+# Made once: these run for every reply, and putting a statement together costs more than running it.
+_LEFT_IN_HOUR = select(
+    func.count().label("left"), func.min(_c.transmitted_at).label("oldest"), _claimed().label("claimed")
+).where(*_OTHERS, _c.transmitted_at > bindparam("hour"))
+_RECIPIENT_DAY = _left("day", _c.recipient_key == bindparam("recipient"))
+_AUTOMATIC_RECIPIENT_DAY = _left("day", _c.recipient_key == bindparam("recipient"), _c.automatic.is_(True))
+_THREAD_72H = _left("three_days", _c.case_id.in_(_IN_THREAD))
+_TEMPLATE_HOUR = _left("hour", _c.template == bindparam("template"))
 
 
 def overtaken(connection: Connection, row: Delivery) -> str | None:
@@ -654,38 +694,31 @@ def overtaken(connection: Connection, row: Delivery) -> str | None:
     when the buyer wrote a message that wants an answer; ``being_read`` when
     it is not known yet whether the newer message wants one.
     """
-    case = connection.execute(select(cases.c.thread_id).where(cases.c.id == row.case_id)).one_or_none()
-    if case is None or case.thread_id is None:
-        return None
-    newer = (
-        connection.execute(
-            select(cases.c.state)
-            .where(
-                cases.c.thread_id == case.thread_id,
-                cases.c.id > row.case_id,
-                cases.c.kind == Kind.BUYER.value,
-                cases.c.received_at > row.created_at,
-                cases.c.duplicate_of.is_(None),
-                cases.c.state.not_in([CaseState.IGNORED.value, CaseState.APPLIED.value]),
-            )
-            .order_by(cases.c.id)
-        )
-        .scalars()
-        .all()
+    found = connection.execute(_OVERTAKEN, {"case": row.case_id, "approved": row.created_at}).one()
+    if found.newer:
+        return "being_read" if found.newer == found.unread else "wrote_again"
+    return "answered" if found.answered else None
+
+
+_OVERTAKEN = select(
+    func.count().label("newer"),
+    func.coalesce(func.sum(sql_case((cases.c.state == CaseState.RECEIVED.value, 1), else_=0)), 0).label("unread"),
+    exists()
+    .where(
+        _c.case_id.in_(_IN_THREAD),
+        _c.kind == DeliveryKind.BUYER_REPLY.value,
+        _c.case_id > bindparam("case"),
+        _c.transmitted_at > bindparam("approved"),
     )
-    if newer:
-        return "being_read" if set(newer) == {CaseState.RECEIVED.value} else "wrote_again"
-    answered = connection.execute(
-        select(outbox.c.id)
-        .where(
-            outbox.c.case_id.in_(select(cases.c.id).where(cases.c.thread_id == case.thread_id)),
-            outbox.c.kind == DeliveryKind.BUYER_REPLY.value,
-            outbox.c.case_id > row.case_id,
-            outbox.c.transmitted_at > row.created_at,
-        )
-        .limit(1)
-    ).first()
-    return "answered" if answered is not None else None
+    .label("answered"),
+).where(
+    cases.c.thread_id == _THREAD,
+    cases.c.id > bindparam("case"),
+    cases.c.kind == Kind.BUYER.value,
+    cases.c.received_at > bindparam("approved"),
+    cases.c.duplicate_of.is_(None),
+    cases.c.state.not_in([CaseState.IGNORED.value, CaseState.APPLIED.value]),
+)
 
 
 # --------------------------------------------------------------------------- copies for the Sent folder
@@ -745,26 +778,48 @@ _COLUMNS = (
     outbox.c.automatic,
     outbox.c.created_at,
     outbox.c.uncertain_at,
+    outbox.c.updated_at,
+    outbox.c.claimed_by,
+)
+_NAMES = tuple(field.name for field in fields(Delivery))
+_ONE = select(*_COLUMNS).where(outbox.c.id == bindparam("delivery"))
+_BEGIN_ATTEMPT = insert(attempts)
+_OPEN = (
+    attempts.c.delivery_id == bindparam("delivery"),
+    attempts.c.boot_id == bindparam("boot"),
+    attempts.c.ended_at.is_(None),
+)
+_SET_PHASE = update(attempts).where(*_OPEN).values(phase=bindparam("to"))
+_END_ATTEMPT = (
+    update(attempts)
+    .where(*_OPEN)
+    .values(phase=bindparam("to"), ended_at=bindparam("at"), code=bindparam("said"), reply=bindparam("words"))
 )
 
 
 def _load(connection: Connection, *where: object, order: Sequence[object] = (), limit: int | None = None) -> list[Delivery]:
     rows = connection.execute(select(*_COLUMNS).where(*where).order_by(*order).limit(limit))  # type: ignore[arg-type]
-    return [Delivery(r[0], DeliveryKind(r[1]), *r[2:8], r[8] or b"", r[9], DeliveryState(r[10]), *r[11:]) for r in rows]
+    return [_delivery(row) for row in rows]
+
+
+def _delivery(row: Sequence[Any]) -> Delivery:
+    values = dict(zip(_NAMES, row, strict=True))
+    values |= {"kind": DeliveryKind(values["kind"]), "state": DeliveryState(values["state"]), "mime": values["mime"] or b""}
+    return Delivery(**values)
 
 
 def _one(connection: Connection, delivery_id: int) -> Delivery:
-    found = _load(connection, outbox.c.id == delivery_id)
-    if not found:
+    found = connection.execute(_ONE, {"delivery": delivery_id}).one_or_none()
+    if found is None:
         raise KeyError(delivery_id)
-    return found[0]
+    return _delivery(found)
 
 
 def _held(connection: Connection, delivery_id: int, boot_id: str) -> Delivery:
-    holder = connection.execute(select(outbox.c.claimed_by).where(outbox.c.id == delivery_id)).scalar_one_or_none()
-    if holder != boot_id:
+    found = connection.execute(_ONE, {"delivery": delivery_id}).one_or_none()
+    if found is None or found.claimed_by != boot_id:
         raise StaleMove(f"delivery {delivery_id} is no longer of {boot_id}")
-    return _one(connection, delivery_id)
+    return _delivery(found)
 
 
 def _requeue(connection: Connection, row: Delivery, not_before: datetime, now: datetime, code: int | None, reply: str) -> None:
@@ -792,18 +847,11 @@ def _follow(
 
 
 def _phase(connection: Connection, delivery_id: int, boot_id: str, phase: str) -> None:
-    connection.execute(
-        update(attempts)
-        .where(attempts.c.delivery_id == delivery_id, attempts.c.boot_id == boot_id, attempts.c.ended_at.is_(None))
-        .values(phase=phase)
-    )
+    connection.execute(_SET_PHASE, {"delivery": delivery_id, "boot": boot_id, "to": phase})
 
 
 def _end_attempt(
     connection: Connection, delivery_id: int, boot_id: str, phase: str, code: int | None, reply: str, now: datetime
 ) -> None:
-    connection.execute(
-        update(attempts)
-        .where(attempts.c.delivery_id == delivery_id, attempts.c.boot_id == boot_id, attempts.c.ended_at.is_(None))
-        .values(phase=phase, ended_at=now, code=code, reply=storable(reply, 500))
-    )
+    how = {"to": phase, "at": now, "said": code, "words": storable(reply, 500)}
+    connection.execute(_END_ATTEMPT, {"delivery": delivery_id, "boot": boot_id, **how})

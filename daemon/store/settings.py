@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, delete, select
+from sqlalchemy import Connection, bindparam, delete, select
 
 from daemon.store.dialect import upsert
 from daemon.store.tables import settings
@@ -53,17 +53,17 @@ def resume(connection: Connection, *, mailbox: str | None = None) -> bool:
 
 def paused(connection: Connection, mailbox: str | None = None) -> Pause | None:
     """The pause that holds for this mailbox, the general one first; None when mail may leave."""
-    keys = [_PAUSED] if mailbox is None else [_PAUSED, _key(mailbox)]
-    found = {
-        row.key: row
-        for row in connection.execute(
-            select(settings.c.key, settings.c.updated_at, settings.c.updated_by).where(settings.c.key.in_(keys))
-        )
-    }
+    keys = [_PAUSED, _key(mailbox)]
+    found = {row.key: row for row in connection.execute(_SET_BY, {"first": keys[0], "second": keys[1]})}
     for key in keys:
         if key in found:
             return Pause(found[key].updated_by, found[key].updated_at, None if key == _PAUSED else mailbox)
     return None
+
+
+_SET_BY = select(settings.c.key, settings.c.updated_at, settings.c.updated_by).where(
+    settings.c.key.in_([bindparam("first"), bindparam("second")])
+)
 
 
 def _key(mailbox: str | None) -> str:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import base64
 import email
+import email.errors
+import email.header
 import email.policy
 import hashlib
 import hmac
@@ -56,13 +58,25 @@ def token_of(address: str) -> str | None:
 
 def words_like_tokens(mime: bytes) -> frozenset[str]:
     """Every word in a mail, decoded, that has the shape of a token; most are none."""
-    mail = email.message_from_bytes(mime, policy=email.policy.default)
-    texts = [str(value) for value in mail.values()]
+    mail = email.message_from_bytes(mime, policy=email.policy.compat32)
+    texts: list[str] = []
     for part in mail.walk():
+        for value in map(str, part.values()):
+            texts.append(value)
+            if "=?" in value:
+                texts.append(_decoded(value))
         payload = part.get_payload(decode=True)
         if isinstance(payload, bytes):
             texts.append(payload.decode("utf-8", "replace"))
     return frozenset(word.lower() for text in texts for word in _WORD.findall(text))
+
+
+def _decoded(value: str) -> str:
+    """A field with its encoded words decoded, as a mail program shows it."""
+    try:
+        return str(email.header.make_header(email.header.decode_header(value)))
+    except (ValueError, LookupError, email.errors.HeaderParseError):  # no text under that name, so that nobody can read it
+        return ""
 
 
 def reply_address(address: str, token: str) -> str:

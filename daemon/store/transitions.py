@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
+from functools import cache
 from typing import Any
 
-from sqlalchemy import Connection, insert, update
+from sqlalchemy import Connection, Table, Update, bindparam, insert, update
 
 from daemon.errors import PostsaleError
 from daemon.store.tables import cases, events, outbox
@@ -92,18 +93,11 @@ def move_case(
     """
     if to not in CASE_MOVES[from_]:
         raise IllegalMove(f"no case goes from {from_} to {to}")
-    changed = connection.execute(
-        update(cases)
-        .where(cases.c.id == case_id, cases.c.state == from_.value)
-        .values(state=to.value, reason=reason, updated_at=now, claimed_by=None, lease_until=None, **(values or {}))
-    )
-    if changed.rowcount != 1:
+    fresh = {"state": to.value, "reason": reason, "updated_at": now, "claimed_by": None, "lease_until": None, **(values or {})}
+    if not _move(connection, cases, fresh, {"id": case_id, "state": from_.value}):
         raise StaleMove(f"case {case_id} is no longer {from_}")
-    connection.execute(
-        insert(events).values(
-            case_id=case_id, at=now, from_state=from_.value, to_state=to.value, reason=reason, actor=actor, detail=detail
-        )
-    )
+    event = {"at": now, "from_state": from_.value, "to_state": to.value, "reason": reason, "actor": actor, "detail": detail}
+    connection.execute(_EVENT, {"case_id": case_id, **event})
 
 
 def move_delivery(
@@ -123,9 +117,31 @@ def move_delivery(
     """
     if to not in DELIVERY_MOVES[from_]:
         raise IllegalMove(f"no delivery goes from {from_} to {to}")
-    where = [outbox.c.id == delivery_id, outbox.c.state == from_.value]
+    seen = {"id": delivery_id, "state": from_.value}
     if claimed_by is not None:
-        where.append(outbox.c.claimed_by == claimed_by)
-    changed = connection.execute(update(outbox).where(*where).values(state=to.value, updated_at=now, **(values or {})))
-    if changed.rowcount != 1:
+        seen["claimed_by"] = claimed_by
+    if not _move(connection, outbox, {"state": to.value, "updated_at": now, **(values or {})}, seen):
         raise StaleMove(f"delivery {delivery_id} is no longer {from_}" + (f" of {claimed_by}" if claimed_by else ""))
+
+
+_EVENT = insert(events)
+
+
+def _move(connection: Connection, table: Table, fresh: Mapping[str, Any], seen: Mapping[str, Any]) -> bool:
+    """Write ``fresh`` plain values into the one row that is still as it was ``seen``; False when it is not."""
+    values = {
+        **{f"new_{name}": value for name, value in fresh.items()},
+        **{f"old_{name}": value for name, value in seen.items()},
+    }
+    changed = connection.execute(_guarded_update(table, tuple(fresh), tuple(seen)), values)
+    return bool(changed.rowcount == 1)
+
+
+@cache
+def _guarded_update(table: Table, fresh: tuple[str, ...], seen: tuple[str, ...]) -> Update:
+    # made once for each set of columns: putting it together costs more than running it
+    return (
+        update(table)
+        .where(*(table.c[name] == bindparam(f"old_{name}", type_=table.c[name].type) for name in seen))
+        .values({name: bindparam(f"new_{name}", type_=table.c[name].type) for name in fresh})
+    )

@@ -342,10 +342,15 @@ def test_traffic_counts_what_left_and_nothing_else(database: Database, now: date
         begin(database, delivery, now)
     begin(database, pairs[2][1], now, transmit=False)
     row = database.read_now(lambda c: outbox.due(c, "shop", now=now))[0]
-    seen = database.read_now(lambda c: outbox.traffic(c, row, now=now + timedelta(minutes=5)))
-    assert (seen.mailbox_hour, seen.recipient_day, seen.automatic_recipient_day) == (3, 3, 0), "one of them is under way"
-    seen = database.read_now(lambda c: outbox.traffic(c, row, now=now + timedelta(minutes=61)))
-    assert (seen.mailbox_hour, seen.recipient_day) == (1, 3)
+
+    def look(minutes: int) -> tuple[int, int, int]:
+        moment = now + timedelta(minutes=minutes)
+        left, _ = database.read_now(lambda c: outbox.left_in_hour(c, row, now=moment))
+        seen = database.read_now(lambda c: outbox.traffic(c, row, now=moment))
+        return left, seen.recipient_day, seen.automatic_recipient_day
+
+    assert look(5) == (3, 3, 0), "one of them is under way"
+    assert look(61) == (1, 3, 0)
 
 
 def test_copies_for_the_sent_folder(database: Database, now: datetime, queued: tuple[int, int]) -> None:
