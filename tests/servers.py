@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
+import re
 import shutil
 import signal
 import smtplib
@@ -73,7 +74,8 @@ def program(name: str) -> str:
 def make_certificates(folder: Path) -> None:
     """A certificate authority (ca.pem), and server.pem/server.key for localhost and 127.0.0.1.
 
-    other.pem/other.key are signed too, but for another host.
+    other is signed too, but for another host; expired was good until yesterday; again is as good as server; foreign is
+    for the right host, from an authority that nobody trusts; own is signed by itself.
     """
     openssl = program("openssl")
 
@@ -82,16 +84,29 @@ def make_certificates(folder: Path) -> None:
 
     key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
     ca = ("-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=critical,keyCertSign,cRLSign")
-    run("req", "-x509", *key, "-days", "30", "-subj", "/CN=test CA", *ca, "-keyout", "ca.key", "-out", "ca.pem")
-    for name, names in (("server", "DNS:localhost,IP:127.0.0.1"), ("other", "DNS:elsewhere.example.test")):
+    here, elsewhere = "DNS:localhost,IP:127.0.0.1", "DNS:elsewhere.example.test"
+    for authority in ("ca", "foreign-ca"):
+        run(
+            *("req", "-x509", *key, "-days", "30", "-subj", f"/CN=test {authority}", *ca),
+            *("-keyout", f"{authority}.key", "-out", f"{authority}.pem"),
+        )
+    for name, names, authority, days in (
+        ("server", here, "ca", 30),
+        ("again", here, "ca", 30),
+        ("other", elsewhere, "ca", 30),
+        ("expired", here, "ca", -1),
+        ("foreign", here, "foreign-ca", 30),
+    ):
         run("req", *key, "-subj", "/CN=" + name, "-keyout", f"{name}.key", "-out", f"{name}.csr")
         (folder / "ext").write_text(
             f"basicConstraints=CA:FALSE\nkeyUsage=critical,digitalSignature\nextendedKeyUsage=serverAuth\nsubjectAltName={names}\n"
         )
         run(
-            *("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial"),
-            *("-days", "30", "-extfile", "ext", "-out", f"{name}.pem"),
+            *("x509", "-req", "-in", f"{name}.csr", "-CA", f"{authority}.pem", "-CAkey", f"{authority}.key", "-CAcreateserial"),
+            *("-days", str(days), "-extfile", "ext", "-out", f"{name}.pem"),
         )
+    names = ("-addext", f"subjectAltName={here}")
+    run("req", "-x509", *key, "-days", "30", "-subj", "/CN=localhost", *names, "-keyout", "own.key", "-out", "own.pem")
     for file in folder.glob("*.pem"):
         file.chmod(0o644)
 
@@ -116,11 +131,16 @@ class MailServers:
 
     host = "localhost"
 
-    def __init__(self) -> None:
-        self._dovecot = program("dovecot")
-        self._postfix = program("postfix")
+    @staticmethod
+    def check() -> tuple[str, str]:
+        """The programs of Dovecot and Postfix; raises NotInstalled where they cannot be run."""
+        programs = program("dovecot"), program("postfix")
         if os.geteuid() != 0:
             raise NotInstalled("Postfix has to be started by root")
+        return programs
+
+    def __init__(self) -> None:
+        self._dovecot, self._postfix = self.check()
         self.folder = Path(tempfile.mkdtemp(prefix="psm", dir="/tmp"))
         self.folder.chmod(0o755)
         self.imap_port, self.imaps_port, self.lmtp_port = free_port(), free_port(), free_port()
@@ -143,6 +163,7 @@ class MailServers:
         os.chown(self.folder / "p/lib", postfix.pw_uid, postfix.pw_gid)
         os.chown(self.folder / "homes", mail.pw_uid, mail.pw_gid)
         make_certificates(self.folder / "tls")
+        self.use_certificate("server")
         (self.folder / "users").touch(mode=0o644)
         (self.folder / "p/etc/transport").write_text(
             f"permfail.test error:5.1.1 no such user\ntempfail.test retry:4.2.0 try again later\n"
@@ -242,6 +263,39 @@ class MailServers:
                 home.mkdir()
                 os.chown(home, mail.pw_uid, mail.pw_gid)
                 file.write(f"{name}@{DOMAIN}:{{PLAIN}}{PASSWORD}:{mail.pw_uid}:{mail.pw_gid}::{home}::\n")
+
+    def set_password(self, user: User, password: str) -> None:
+        """Have the user sign in with another password from now on."""
+        file = self.folder / "users"
+        lines = file.read_text().splitlines(keepends=True)
+        for number, line in enumerate(lines):
+            if line.startswith(f"{user.address}:"):
+                lines[number] = re.sub(r"\{PLAIN\}[^:]*", "{PLAIN}" + password, line)
+        new = file.with_name("users.new")
+        new.write_text("".join(lines))
+        new.chmod(0o644)
+        new.replace(file)
+        time.sleep(1.1)  # Dovecot looks at the file once a second
+
+    def refused_sign_ins(self, user: User) -> tuple[int, int]:
+        """How many sign-ins of this user Dovecot and Postfix have refused."""
+        dovecot = (self.folder / "d/dovecot.log").read_text(errors="replace")
+        postfix = (self.folder / "p/postfix.log").read_text(errors="replace")
+        tries = re.findall(rf"\(auth failed, (\d+) attempts[^)]*\): user=<{re.escape(user.address)}>", dovecot)
+        return sum(map(int, tries)), len(
+            re.findall(rf"authentication failed.*sasl_username={re.escape(user.address)}", postfix)
+        )
+
+    def use_certificate(self, name: str) -> None:
+        """Have both servers show another certificate of make_certificates; they are started anew if they run."""
+        running = self._dovecot_process is not None
+        if running:
+            self.stop_postfix()
+            self.stop_dovecot()
+        for suffix in ("pem", "key"):
+            shutil.copyfile(self.folder / f"tls/{name}.{suffix}", self.folder / f"tls/shown.{suffix}")
+        if running:
+            self.start()
 
     def deliver(self, user: User, raw: bytes, *, sender: str = "buyer@elsewhere.test", tag: str = "") -> None:
         """Put a mail into a mailbox as the world would: by LMTP, with a Return-Path."""

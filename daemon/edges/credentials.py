@@ -69,6 +69,10 @@ class SignIn(Protocol):
         """
         ...
 
+    def refused(self) -> None:
+        """A server did not accept the secret: the next one should be another, where another can be had."""
+        ...
+
     def session_seconds(self) -> float | None:
         """Seconds until a connection made now should be renewed; None: never."""
         ...
@@ -85,6 +89,9 @@ class PasswordSignIn:
 
     def secret(self) -> str:
         return self._read()
+
+    def refused(self) -> None:
+        """The file is read anew each time anyway."""
 
     def session_seconds(self) -> float | None:
         return None
@@ -104,16 +111,25 @@ class OAuthSignIn:
         self._file = token_file
         self._client_secret = client_secret
         self._lock = threading.Lock()
+        self._last = ""  # the token given out last
+        self._stale = ""  # a token that a server refused
         self._ask_at = 0.0  # seconds since 1970; the token server failed, and while the token is good it can wait until then
 
     def secret(self) -> str:
         with self._lock:
             tokens = self._load()
-            if time.time() >= tokens["renew_at"]:
+            if tokens["access_token"] == self._stale:
+                tokens = self._refresh(tokens)
+            elif time.time() >= tokens["renew_at"]:
                 tokens = self._renewed(tokens)
-            token: str = tokens["access_token"]
+            self._last = token = str(tokens["access_token"])
             log.hide(token)
             return token
+
+    def refused(self) -> None:
+        """Ask for a new token before the next try: providers end tokens before their time."""
+        with self._lock:
+            self._stale = self._last
 
     def session_seconds(self) -> float | None:
         with self._lock:

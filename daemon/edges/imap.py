@@ -347,6 +347,8 @@ class Imap:
         return client
 
     def _start_tls(self, client: _Client, context: ssl.SSLContext | None) -> None:
+        if client._imap.state != "NONAUTH":  # PREAUTH in the clear would have everything go on in the clear
+            raise TlsTrouble(f"imap {self._server.host}: greets as if signed in before TLS; nothing was sent in the clear")
         if not client.has_capability("STARTTLS"):
             raise TlsTrouble(f"imap {self._server.host}: STARTTLS is not offered; nothing was sent in the clear")
         client.starttls(context)
@@ -369,6 +371,7 @@ class Imap:
                 raise Transient(f"imap {self._server.host}: connection lost at login: {text}") from None
             if _BUSY.search(text):
                 raise AccountTrouble(f"imap {self._server.host}: the account is busy: {text}") from None
+            self._sign_in.refused()
             raise SignInRefused(f"imap {self._server.host}: login as {name} refused: {text}") from None
 
     def _open(self, client: _Client) -> Opened:

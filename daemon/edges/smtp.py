@@ -200,6 +200,8 @@ class Smtp:
             text = _one_line(error.message)
             if 400 <= error.code < 500:
                 raise AccountTrouble(f"{where}: login put off: {error.code} {text}") from None
+            if self._sign_in is not None:
+                self._sign_in.refused()
             raise SignInRefused(f"{where}: login refused: {error.code} {text}") from None
         except aiosmtplib.SMTPResponseException as error:
             if error.code >= 500:

@@ -25,6 +25,9 @@ class Login:
     def secret(self) -> str:
         return self.password
 
+    def refused(self) -> None:
+        """There is no other."""
+
     def session_seconds(self) -> float | None:
         return self.lasts
 

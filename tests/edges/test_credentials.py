@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
@@ -21,42 +19,7 @@ from daemon.edges.smtp import Smtp
 from daemon.errors import ConfigError, NeedsHuman, PostsaleError, Transient
 from tests.fakes.imap import FakeImap
 from tests.fakes.smtp import FakeSmtp
-
-Answer = Callable[[dict[str, str]], tuple[int, dict[str, Any]]]
-
-
-class TokenServer:
-    """Answers forms as the test scripts it, and remembers what it was asked."""
-
-    def __init__(self) -> None:
-        self.asked: list[tuple[str, dict[str, str]]] = []
-        self.answers: list[tuple[int, dict[str, Any]]] = []
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"])).decode()
-                outer.asked.append((self.path, {k: v[0] for k, v in parse_qs(body).items()}))
-                status, content = outer.answers.pop(0)
-                data = json.dumps(content).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
-                """Quiet."""
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
-        self._thread.start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+from tests.fakes.web import TokenServer
 
 
 @pytest.fixture
@@ -171,6 +134,17 @@ def test_google_signs_in_by_a_pasted_address_with_pkce(tmp_path: Path, server: T
 def test_a_pasted_address_of_another_sign_in_is_refused(tmp_path: Path, server: TokenServer) -> None:
     with pytest.raises(NeedsHuman, match="start again"):
         _oauth(tmp_path, server, "google").sign_in_by_pasted_address(lambda _a: "http://127.0.0.1:1/?state=x&code=y")
+
+
+def test_a_token_that_a_server_refused_is_replaced_before_its_time(tmp_path: Path, server: TokenServer) -> None:
+    tokens = {"access_token": "ended", "refresh_token": "r", "expires_at": time.time() + 600, "renew_at": time.time() + 500}
+    credentials.write_private(_stored(tmp_path), json.dumps(tokens))
+    server.answers = [(200, {"access_token": "fresh", "expires_in": 1000})]
+    way = _oauth(tmp_path, server)
+    assert way.secret() == "ended"
+    way.refused()
+    assert [way.secret(), way.secret()] == ["fresh", "fresh"]
+    assert len(server.asked) == 1
 
 
 def test_tokens_are_refreshed_before_they_end_and_replaced(tmp_path: Path, server: TokenServer) -> None:

@@ -426,6 +426,18 @@ async def test_we_say_who_we_are(server: FakeImap, imap: Imap) -> None:
     assert any(b' ID ("name" "Postsale"' in c for c in server.commands)
 
 
+async def test_a_greeting_as_if_signed_in_sends_no_password(certificates: Path) -> None:
+    """PREAUTH forbids STARTTLS: whoever is on the line could keep the whole session readable."""
+    server = FakeImap(context=server_context(certificates), tls="starttls", capabilities="IMAP4rev1 STARTTLS AUTH=PLAIN")
+    server.greeting = b"* PREAUTH welcome\r\n"
+    imap = imap_at(server.port, host="localhost", tls=TlsMode.STARTTLS, ca_file=certificates / "ca.pem")
+    with pytest.raises(TlsTrouble, match="as if signed in"):
+        await imap.open()
+    assert server.logins == []
+    await imap.close()
+    server.close()
+
+
 async def test_starttls_that_is_not_offered_sends_no_password(certificates: Path) -> None:
     server = FakeImap(context=server_context(certificates), tls="starttls")
     imap = imap_at(server.port, host="localhost", tls=TlsMode.STARTTLS, ca_file=certificates / "ca.pem")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import re
 import select
 import ssl
@@ -51,6 +52,13 @@ class Message:
     raw: bytes
     flags: set[str] = field(default_factory=set)
     date: str = ""
+    _headers: dict[str, list[str]] = field(default_factory=dict)
+
+    def header(self, name: str) -> list[str]:
+        """The values of a header field; its name in lower case."""
+        if name not in self._headers:
+            self._headers[name] = _fields(self.raw, name)
+        return self._headers[name]
 
 
 class Folder:
@@ -77,6 +85,11 @@ class FakeImap(Server):
         self.token: str | None = None
         self.logins: list[float] = []
         self.login_answer: bytes | None = None
+        self.refused = 0
+        self.locks_after: int | None = None  # refused logins after which nobody is let in any more
+        self.greeting = b"* OK fake ready\r\n"
+        self.offer_starttls = True
+        self.after_starttls = b""  # put into the same segment as the answer to STARTTLS, still in the clear
         self.commands: list[bytes] = []
         self.capabilities = capabilities
         self.special_sent = special_sent
@@ -114,6 +127,13 @@ class FakeImap(Server):
             place.messages = {i + 1: m for i, m in enumerate(messages)}
             place.next_uid = len(messages) + 1
 
+    def end_sessions(self, why: bytes) -> None:
+        """Say BYE to everybody, and hang up."""
+        for wire in list(self._live):
+            with contextlib.suppress(Cut):
+                wire.send(b"* BYE " + why + b"\r\n")
+            wire.close()
+
     # ------------------------------------------------------------------ the conversation
 
     def converse(self, wire: Wire) -> None:
@@ -122,7 +142,7 @@ class FakeImap(Server):
             self.start_tls(wire, self._context, step="tls")
         wire.answer(
             "greeting",
-            b"* OK fake ready\r\n",
+            self.greeting,
             failure={Kind.BYE: b"* BYE no\r\n", Kind.NO: b"* NO no\r\n", Kind.BAD: b"* BAD no\r\n"},
         )
         session = _Session(self, wire)
@@ -186,10 +206,13 @@ class _Session:
         self.wire.answer(step, untagged + tag + b" " + ok + b"\r\n", failure=negative)
 
     def capability(self, tag: bytes, _: bytes) -> None:
-        self.say("capability", tag, b"* CAPABILITY " + self.server.capabilities.encode() + b"\r\n")
+        words = self.server.capabilities.split()
+        if not self.server.offer_starttls:
+            words = [word for word in words if word != "STARTTLS"]
+        self.say("capability", tag, b"* CAPABILITY " + " ".join(words).encode() + b"\r\n")
 
     def starttls(self, tag: bytes, _: bytes) -> None:
-        self.wire.send(tag + b" OK begin\r\n")
+        self.wire.send(tag + b" OK begin\r\n" + self.server.after_starttls)
         assert self.server._context is not None
         self.server.start_tls(self.wire, self.server._context, step="tls")
 
@@ -211,11 +234,15 @@ class _Session:
         self.finish_login(tag, good)
 
     def finish_login(self, tag: bytes, good: bool) -> None:
-        if self.server.login_answer is not None:
-            self.wire.send(tag + b" " + self.server.login_answer + b"\r\n")
-        elif good:
+        server = self.server
+        locked = server.locks_after is not None and server.refused >= server.locks_after
+        if server.login_answer is not None:
+            server.refused += 1
+            self.wire.send(tag + b" " + server.login_answer + b"\r\n")
+        elif good and not locked:
             self.say("auth", tag)
         else:
+            server.refused += 1
             self.wire.send(tag + b" NO [AUTHENTICATIONFAILED] no\r\n")
 
     def select(self, tag: bytes, rest: bytes) -> None:
@@ -243,7 +270,7 @@ class _Session:
             found = [u for u in found if low <= u <= high]
         if match := re.search(r'HEADER "?([\w-]+)"? "?([^"]+?)"?$', words):
             field_name, value = match[1].lower(), match[2]
-            found = [u for u in found if any(value in v for v in _fields(self.folder.messages[u].raw, field_name))]
+            found = [u for u in found if any(value in v for v in self.folder.messages[u].header(field_name))]
         self.say("search", tag, b"* SEARCH" + b"".join(b" %d" % u for u in found) + b"\r\n")
 
     def fetch(self, tag: bytes, rest: bytes) -> None:

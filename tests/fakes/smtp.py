@@ -66,10 +66,13 @@ class FakeSmtp(Server):
         self.on_taken: Callable[[Taken], None] | None = None
         self.mechanisms = "PLAIN LOGIN CRAM-MD5 XOAUTH2"
         self.token: str | None = None
+        self.auth_answer: bytes | None = None
+        self.refused = 0
+        self.offer_starttls = offer_starttls
+        self.after_starttls = b""  # put into the same segment as the answer to STARTTLS, still in the clear
         self._context = context
         self._tls = tls
-        self._password = password
-        self._offer_starttls = offer_starttls
+        self.password = password
         self._guard = threading.Lock()
         super().__init__()
 
@@ -98,14 +101,14 @@ class FakeSmtp(Server):
             self._step(verb.decode("ascii", "replace").lower())
             if verb in {b"EHLO", b"HELO"}:
                 extensions = [b"fake", b"SIZE 50000000", b"8BITMIME"]
-                if self._password is not None or self.token is not None:
+                if self.password is not None or self.token is not None:
                     extensions.append(b"AUTH " + self.mechanisms.encode())
-                if self._tls == "starttls" and self._offer_starttls and not secure:
+                if self._tls == "starttls" and self.offer_starttls and not secure:
                     extensions.append(b"STARTTLS")
                 lines = [b"250-" + e for e in extensions[:-1]] + [b"250 " + extensions[-1]]
                 wire.answer("ehlo", b"\r\n".join(lines) + b"\r\n", failure=_NEGATIVE)
             elif verb == b"STARTTLS":
-                wire.answer("starttls", b"220 go\r\n", failure=_NEGATIVE)
+                wire.answer("starttls", b"220 go\r\n" + self.after_starttls, failure=_NEGATIVE)
                 assert self._context is not None
                 self.start_tls(wire, self._context, step="tls")
                 secure = True
@@ -133,12 +136,16 @@ class FakeSmtp(Server):
         words = line.split(b" ")
         good = False
         if words[1].upper() == b"PLAIN":
-            good = base64.b64decode(words[2]).split(b"\0")[2].decode() == self._password
+            good = base64.b64decode(words[2]).split(b"\0")[2].decode() == self.password
         elif words[1].upper() == b"XOAUTH2":
             good = f"auth=Bearer {self.token}\x01".encode() in base64.b64decode(words[2])
             if not good:
                 wire.send(b"334 " + base64.b64encode(b'{"status":"400"}') + b"\r\n")
                 assert wire.line() == b""
+        self.refused += not good or self.auth_answer is not None
+        if self.auth_answer is not None:
+            wire.send(self.auth_answer)
+            return
         wire.answer("auth", b"235 ok\r\n" if good else b"535 5.7.8 no\r\n", failure=_NEGATIVE)
 
     def _take(self, wire: Wire, sender: str, recipients: tuple[str, ...]) -> None:

@@ -7,6 +7,9 @@ does. Two things differ: reading and judging happen in the same process, with
 the shipped model and the real gate but one plain reply for every buyer, and time is
 compressed (waits of minutes take a hundredth).
 
+An order with a ``config`` runs the whole application instead, in time that
+runs faster (:mod:`tests.faults.paced`), with the same mind in its own process.
+
 ``crash`` names a point ``when:function`` (before, inside or after the commit
 of that unit of work) at which the process kills itself, the nth time it comes there.
 """
@@ -51,6 +54,7 @@ from daemon.store.db import Database
 from daemon.tasks import Circumstances, Gist, GistTask, MindFiles, Settled, SettleTask
 from daemon.vocab import Address, Caps, Decision, Draft, GateVerdict, Identity, Kind, Mode, Outcome, Reading, Verdict
 from tests.faults.bugs import BUGS
+from tests.faults.paced import run_app
 
 SHOP = "shop@example.test"
 PASSWORD = "correct horse"
@@ -160,7 +164,7 @@ def plant(point: str, nth: int) -> None:
         Database._commit = committing  # type: ignore[method-assign]
 
 
-def compress_time() -> None:
+def compress_time(rescan_seconds: float) -> None:
     """Minutes become half seconds, so that a night of faults fits into a coffee break."""
     outbox.EVIDENCE_MINUTES = tuple(m / COMPRESSION for m in outbox.EVIDENCE_MINUTES)
     for module in (outbox, deliver_module, ingest_module, advance_module):
@@ -173,8 +177,8 @@ def compress_time() -> None:
     deliver_module.BEING_READ_WAIT = timedelta(seconds=0.1)
     advance_module.LEASE = timedelta(seconds=3)
     deliver_module.CLOCK_DISTRUST_SECONDS = 0.5
-    ingest_module.RESCAN_SECONDS = 5.0
-    ingest_module.ACCOUNT_TROUBLE_SECONDS = 0.15
+    ingest_module.RESCAN_SECONDS = rescan_seconds
+    ingest_module.FOLDER_MISSING_SECONDS = 0.15
     loop_module.Loop.idle_seconds = 0.2
 
 
@@ -193,7 +197,10 @@ async def serve(order: dict[str, Any], mind: Mind) -> None:
         poll_seconds=1,
         handled_keyword=order.get("keyword"),
     )
-    smtp_config = SmtpConfig(**place, port=order["smtp"], tls=TlsMode.STARTTLS if secure else TlsMode.NONE)
+    connections = order.get("connections", 2)
+    smtp_config = SmtpConfig(
+        **place, port=order["smtp"], max_connections=connections, tls=TlsMode.STARTTLS if secure else TlsMode.NONE
+    )
     caps = CapsConfig(
         **order.get(
             "caps",
@@ -225,6 +232,9 @@ async def serve(order: dict[str, Any], mind: Mind) -> None:
         def secret(self) -> str:
             return PASSWORD
 
+        def refused(self) -> None:
+            """There is no other."""
+
         def session_seconds(self) -> None:
             return None
 
@@ -248,7 +258,7 @@ async def serve(order: dict[str, Any], mind: Mind) -> None:
         evidence_minutes=0.03,
         breaker=timedelta(seconds=0.5),
         append_to_sent=order.get("append_to_sent", False),
-        max_connections=2,
+        max_connections=connections,
         final_reply_seconds=1.0,
         recheck=nothing,
         leaks=clean,
@@ -292,14 +302,18 @@ def run_child(order: dict[str, Any], mind: Mind) -> None:
     """Never returns."""
     status = 1
     try:
-        compress_time()
+        if not order.get("config"):
+            compress_time(order.get("rescan_seconds", 5.0))
         if order.get("bug"):
             BUGS[order["bug"]].plant()
         if order.get("crash"):
             plant(order["crash"], order.get("nth", 1))
         with Path(order["log"]).open("a", buffering=1, encoding="utf-8") as out:
             log.configure("warning", stream=out)
-            asyncio.run(serve(order, mind))
+            if order.get("config"):
+                run_app(order, mind, Thinker(mind))
+            else:
+                asyncio.run(serve(order, mind))
         status = 0
     except BaseException as error:  # noqa: BLE001 - whatever it is, the harness has to see it
         with Path(order["log"]).open("a", encoding="utf-8") as out:

@@ -27,7 +27,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import select, text
+from sqlalchemy import func, select, text
 
 from daemon.errors import Transient
 from daemon.store.cases import release
@@ -44,6 +44,10 @@ from tests.servers import PASSWORD, make_certificates
 ROOT = Path(__file__).parents[2]
 #: Seconds in which the service must have come to rest once every fault has ended.
 REST_SECONDS = 20.0
+
+#: States in which something is still due.
+OPEN_CASES = ("received", "deferred", "queued", "sending")
+OPEN_DELIVERIES = ("queued", "claimed", "transmitting", "uncertain")
 
 #: Invariants by number, as docs/reliability.md lists them.
 INVARIANTS = {
@@ -199,15 +203,33 @@ class Tally:
     flood_replies: int = 0
     clock_jumps: int = 0
     database_faults: int = 0
+    account_faults: int = 0
+    spoilt_mails: int = 0  # mails made or damaged to break their reader
+    set_aside_mails: int = 0  # of these, what no worker could read within its limits
+    in_clear: int = 0  # secrets seen on the wire in the clear
+    tries: list[int] = field(default_factory=list)  # sign-ins at one server in an hour of refusals
+    alerts: list[float] = field(default_factory=list)  # the service's seconds until somebody heard of a trouble
     soaked: int = 0
     growth: list[tuple[int, int]] = field(default_factory=list)  # (resident kB, file descriptors) along a soak
+    database_bytes: list[tuple[int, int, int]] = field(default_factory=list)  # (mails, database, write-ahead log) along a soak
+    wires: int = 0  # cases in which what went over the wire was read
     stops: list[float] = field(default_factory=list)
+    heaps: list[tuple[int, float]] = field(default_factory=list)  # (mails that lay there at once, seconds until done)
     recoveries: list[float] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
 
     def add(self, other: Tally) -> None:
         for name, value in vars(other).items():
             setattr(self, name, getattr(self, name) + value)
+
+    def sampled(self, world: World) -> None:
+        """Read memory, descriptors and database once more."""
+        assert world.child is not None
+        with contextlib.suppress(OSError):  # it has just died, which the next look will see
+            self.growth.append(footprint(world.child.pid))
+        file = Path(str(world.database.url.database))
+        log = file.with_name(file.name + "-wal")
+        self.database_bytes.append((len(world.inbound), file.stat().st_size, log.stat().st_size if log.exists() else 0))
 
     @property
     def clean(self) -> bool:
@@ -248,6 +270,7 @@ class World:
         self.order = order
         self.tally = Tally()
         self.inbound: list[Inbound] = []
+        self._buyers: list[Inbound] = []
         self.child: Child | None = None
         self._log = self._folder / "log"
         self._log.touch()
@@ -308,13 +331,14 @@ class World:
         """Put a mail into the mailbox."""
         original = None
         if kind == "copy":
-            buyers = [m for m in self.inbound if m.kind == "buyer"]
-            if not buyers:
+            if not self._buyers:
                 kind = "buyer"
             else:
-                original = self.random.choice(buyers)
+                original = self.random.choice(self._buyers)
         mail = compose(len(self.inbound) + 1, kind, original=original)
         mail.uid = self.imap.add(mail.raw)
+        if kind == "buyer":
+            self._buyers.append(mail)
         self.inbound.append(mail)
         self.tally.offered += 1
         return mail
@@ -341,20 +365,28 @@ class World:
 
         def look(connection: Any) -> Counter[str]:
             found: Counter[str] = Counter()
-            for state in connection.execute(select(cases.c.state)).scalars():
-                if state in {"received", "deferred", "queued", "sending"}:
-                    found[f"case {state}"] += 1
-            for state in connection.execute(select(outbox.c.state)).scalars():
-                if state in {"queued", "claimed", "transmitting", "uncertain"}:
-                    found[f"delivery {state}"] += 1
-            stored = {tuple(row) for row in connection.execute(select(cases.c.uidvalidity, cases.c.uid))}
-            epoch = self.imap.folders["INBOX"].uidvalidity
-            for uid in list(self.imap.folders["INBOX"].messages):
-                if uid > self.baseline and (epoch, uid) not in stored:
-                    found["not stored"] += 1
+            for what, table, states in (("case", cases, OPEN_CASES), ("delivery", outbox, OPEN_DELIVERIES)):
+                query = select(table.c.state, func.count()).where(table.c.state.in_(states)).group_by(table.c.state)
+                found.update({f"{what} {state}": count for state, count in connection.execute(query)})
+            place = self.imap.folders["INBOX"]
+            due = {uid for uid in list(place.messages) if uid > self.baseline}
+            inside = cases.c.uid.between(self.baseline + 1, max(due, default=0))
+            epoch = cases.c.uidvalidity == place.uidvalidity
+            if connection.execute(select(func.count()).where(inside, epoch)).scalar() != len(due):
+                found["not stored"] = len(due.difference(connection.execute(select(cases.c.uid).where(epoch)).scalars()))
             return found
 
         return self.database.read_now(look)
+
+    def undone(self) -> int:
+        """How many mails lie there that are not yet at rest."""
+        stored, waiting = self.database.read_now(
+            lambda c: (
+                c.execute(select(func.max(cases.c.uid))).scalar() or 0,
+                c.execute(select(func.count()).where(cases.c.state.in_(OPEN_CASES))).scalar() or 0,
+            )
+        )
+        return self.imap.folders["INBOX"].next_uid - 1 - stored + waiting
 
     def rest(self, seconds: float | None = None) -> float | None:
         """Wait until there is nothing left to do; the seconds it took, or None when it never came to rest."""
@@ -382,6 +414,16 @@ class World:
             self.tally.violations.append(f"I8: {dict(self.unsettled())} for {self.rest_seconds:.0f} s {after}")
         else:
             self.tally.recoveries.append(taken if since is None else time.monotonic() - since)
+
+    def work_off(self) -> None:
+        """Come to rest after much mail and no fault: what it takes is work, not recovery."""
+        mails = sum(self.unsettled().values())
+        taken = self.rest()
+        if taken is None:
+            self.tally.stuck += 1
+            self.tally.violations.append(f"I8: {dict(self.unsettled())} for {self.rest_seconds:.0f} s after {mails} mails")
+        else:
+            self.tally.heaps.append((mails, taken))
 
     def strike(self, server: FakeImap | FakeSmtp, step: str, kind: Any, *, hold: float = 0.1) -> bool:
         """One wire fault while mail arrives; False when the conversation never came to that step."""

@@ -9,13 +9,12 @@ import contextlib
 import math
 import os
 import random
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from email import message_from_bytes, policy
 from pathlib import Path
 from typing import Any
-
-from sqlalchemy import text
 
 from tests.fakes import imap as fake_imap
 from tests.fakes import smtp as fake_smtp
@@ -23,7 +22,7 @@ from tests.fakes.faults import Fault, Kind
 from tests.fakes.smtp import Taken
 from tests.faults.bugs import BUGS
 from tests.faults.child import UNITS
-from tests.faults.harness import Tally, World, compose, footprint
+from tests.faults.harness import Tally, World, compose
 
 MakeWorld = Callable[..., World]
 
@@ -228,7 +227,7 @@ def renumbering(make: MakeWorld, *, mails: int, **how: Any) -> Tally:
     world.rest_seconds += mails / MAILS_A_SECOND
     for _ in range(mails):
         world.offer_any()
-    world.recover()
+    world.work_off()
     before = len(world.smtp.taken)
     world.child and world.child.kill()
     world.child = None
@@ -256,11 +255,11 @@ def copies(make: MakeWorld, *, mails: int, **how: Any) -> Tally:
     buyers = [world.offer() for _ in range(mails)]
     for number, mail in enumerate(buyers):
         if number == mails // 2:
-            world.recover()
+            world.work_off()
         again = compose(len(world.inbound) + 1, "copy", original=mail)
         again.uid = world.imap.add(again.raw)
         world.inbound.append(again)
-    world.recover()
+    world.work_off()
     world.judge()
     tally = world.tally
     tally.offered += mails
@@ -488,43 +487,123 @@ def two_services(make: MakeWorld, *, mails: int, **how: Any) -> Tally:
 
 # --------------------------------------------------------------------------- N: soak
 
+#: A day of 50,000 mails, as mails in each of its minutes; every minute has one fault.
+MAILS_A_MINUTE = 35
+#: A minute of the day at least, in seconds: waits are compressed a hundredfold.
+MINUTE = 0.6
+#: Mails that may lie there undone when the next minute begins; a busy machine makes the day longer, not the heap higher.
+HEAP = 150
+#: Share of the day after which the service counts as warm: what it loads on first use is loaded.
+WARM_UP = 0.1
+#: Part of the warm day at its beginning and at its end whose medians are compared.
+COMPARED = 0.2
+#: Most that resident memory may grow.
+GROWTH_LIMIT = 0.05
+#: Most bytes of write-ahead log beside the database, at any time.
+LOG_LIMIT = 64_000_000
 
-def soak(make: MakeWorld, *, mails: int, **how: Any) -> Tally:
-    """Much mail through one life of the service, with a fault now and then; memory and descriptors must stay flat."""
-    world = make(**how)
+_NEVER_HERE = _AT_THE_END | {"tls", "starttls", "store", "list", "append", "done", "capability"}
+SOAK_FAULTS = [
+    *(("smtp", step, kind) for step, kind in SMTP_FAULTS if step not in _NEVER_HERE | {"auth"}),
+    *(("imap", step, kind) for step, kind in IMAP_FAULTS if step not in _NEVER_HERE),
+]
+
+
+def soak(make: MakeWorld, *, mails: int, say: Callable[[str], None] = lambda _: None, **how: Any) -> Tally:
+    """A day of much mail through one life of the service, with a fault in each of its minutes.
+
+    Memory and descriptors of the service's process, and the size of its
+    database, are read once a minute.
+    """
+    world = make(rescan_seconds=9.0, connections=8, **how)
     world.rest_seconds += mails / MAILS_A_SECOND
-    batch = 50
-    for number in range(0, mails, batch):
-        for _ in range(batch):
-            world.offer_any()
-        if number % (batch * 20) == 0:
-            step, kind = world.random.choice([("rcpt", Kind.R4XX), ("mail", Kind.RST), ("dot", Kind.FIN), ("ehlo", Kind.FIN)])
-            world.smtp.fault = Fault(step, kind)
-            world.tally.smtp_faults += 1
-        _catch_up(world)
-        world.smtp.fault = None
-        child = world.child
-        if child is not None and child.alive():
-            world.tally.growth.append(footprint(child.pid))
-    world.tally.soaked = mails
-    world.recover()
+    minutes = math.ceil(mails / MAILS_A_MINUTE)
+    began = time.monotonic()
+    for minute in range(minutes):
+        if world.child is None or not world.child.alive():
+            world.tally.violations.append("the service did not live through the day")
+            world.tally.crashes += 1
+            break
+        _minute(world, min(MAILS_A_MINUTE, mails - minute * MAILS_A_MINUTE))
+        world.tally.sampled(world)
+        if (minute + 1) % 60 == 0:
+            resident, descriptors = world.tally.growth[-1]
+            say(f"N: hour {(minute + 1) // 60}, {resident // 1000} MB, {descriptors} fds, {time.monotonic() - began:.0f} s")
+    world.tally.soaked = len(world.inbound)
+    world.work_off()
     world.judge()
     tally = world.tally
+    tally.violations += soak_violations(tally)
     world.close()
     return tally
 
 
-def _catch_up(world: World) -> None:
-    """Wait until the newest mail is stored; a count, since looking at everything would take longer than the work."""
-    newest = world.imap.folders["INBOX"].next_uid - 1
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        stored = world.database.read_now(
-            lambda c: c.execute(text("SELECT max(uid) FROM cases WHERE state <> 'received'")).scalar()
-        )
-        if (stored or 0) >= newest:
-            return
-        time.sleep(0.02)
+def _minute(world: World, mails: int) -> None:
+    """One minute of the day: a fault, mail meanwhile, and an end of it when the mail has mostly been done."""
+    ends = time.monotonic() + MINUTE
+    name, step, kind = world.random.choice(SOAK_FAULTS)
+    server: Any = world.smtp if name == "smtp" else world.imap
+    world.smtp.takes_before_fault = world.random.random() < 0.5
+    fault = Fault(step, kind)
+    server.fault = fault
+    for wire in list(server._live):
+        wire.fault = fault
+        if step in _NEW_CONNECTION | {"connect"}:
+            wire.close()
+    for _ in range(mails):
+        world.offer_any()
+    patience = time.monotonic() + 5
+    while not fault.struck and time.monotonic() < patience:
+        time.sleep(0.01)
+    time.sleep(0.05)
+    fault.ended.set()
+    server.fault = None
+    for wire in list(server._live):
+        wire.fault = None
+    if fault.struck:
+        world.tally.count(server)
+    patience = time.monotonic() + 60
+    while time.monotonic() < ends or (world.undone() > HEAP and time.monotonic() < patience):
+        time.sleep(0.05)
+
+
+def growth(tally: Tally) -> float:
+    """How much resident memory grew: the median of the last fifth of the warm day, against that of its first fifth."""
+    warm = [resident for resident, _ in tally.growth[round(len(tally.growth) * WARM_UP) :]]
+    part = max(1, round(len(warm) * COMPARED))
+    return statistics.median(warm[-part:]) / statistics.median(warm[:part]) - 1
+
+
+def warm_descriptors(tally: Tally) -> tuple[float, float]:
+    """Medians of open file descriptors in the first and in the last fifth of the warm day."""
+    warm = [descriptors for _, descriptors in tally.growth[round(len(tally.growth) * WARM_UP) :]]
+    part = max(1, round(len(warm) * COMPARED))
+    return statistics.median(warm[:part]), statistics.median(warm[-part:])
+
+
+def soak_violations(tally: Tally) -> list[str]:
+    """What grew that should not; each counts as one other violation."""
+    found = []
+    if growth(tally) >= GROWTH_LIMIT:
+        found.append(f"resident memory grew by {growth(tally):.1%}")
+    first, last = warm_descriptors(tally)
+    if last > first:
+        found.append(f"file descriptors grew from {first} to {last}")
+    logs = [log for _, _, log in tally.database_bytes]
+    if max(logs) > LOG_LIMIT:
+        found.append(f"the write-ahead log grew to {max(logs)} bytes")
+    early, late = database_bytes_a_mail(tally)
+    if late > 1.1 * early:
+        found.append(f"the database takes {late:.0f} bytes a mail, where it took {early:.0f}")
+    tally.other += len(found)
+    return found
+
+
+def database_bytes_a_mail(tally: Tally) -> tuple[float, float]:
+    """Bytes of the database for one more mail, in the first and in the second half of the warm day."""
+    warm = tally.database_bytes[round(len(tally.database_bytes) * WARM_UP) :]
+    (m0, b0, _), (m1, b1, _), (m2, b2, _) = warm[0], warm[len(warm) // 2], warm[-1]
+    return (b1 - b0) / max(1, m1 - m0), (b2 - b1) / max(1, m2 - m1)
 
 
 # --------------------------------------------------------------------------- R: planted bugs

@@ -2,6 +2,7 @@
 
     python -m tests.faults.run                  the short form, as CI runs it
     python -m tests.faults.run --long           the long form
+    … --only HI                                 of either, the plans of these letters
     … --write docs/reliability.md               put the table between that page's marks
 
 Needs PostgreSQL and, for the full disk, the right to mount a tmpfs; what could
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,10 +28,10 @@ from typing import Any
 
 from daemon.store.db import Database
 from daemon.store.migrate import upgrade
-from tests.faults import plans
+from tests.faults import accounts, badmail, plans
 from tests.faults.bugs import BUGS
 from tests.faults.harness import Tally, World, Zygote, new_sqlite
-from tests.servers import PostgresServer
+from tests.servers import MailServers, NotInstalled, PostgresServer
 
 BEGIN, END = "<!-- figures: written by tests/faults/run.py -->", "<!-- end of figures -->"
 
@@ -49,10 +50,14 @@ class Form:
     flooded: int
     soaked: int
     restarts: int
+    account_cases: tuple[str, ...]  # empty: all
+    tls_cases: tuple[str, ...]
+    made: int  # hostile mails made by hand; there are fewer than 1,000
+    spoilt: int
 
 
-SHORT = Form("short", (1,), 45, 0.45, 0.12, 20, 200, 300, 0, 4)
-LONG = Form("long", (1, 2, 3), 500, 1.0, 1.0, 1000, 1000, 10_000, 50_000, 20)
+SHORT = Form("short", (1,), 45, 0.45, 0.12, 20, 200, 300, 0, 4, accounts.SHORT_ACCOUNT_CASES, accounts.SHORT_TLS_CASES, 20, 60)
+LONG = Form("long", (1, 2, 3), 500, 1.0, 1.0, 1000, 1000, 10_000, 50_000, 20, (), (), 1000, 10_000)
 
 
 @dataclass
@@ -79,17 +84,32 @@ class Report:
 
 
 def run(form: Form, *, only: str = "", say: Callable[[str], None] = lambda _: None) -> Report:
-    """Every plan on both databases, two at a time; with ``only``, the plans of these letters."""
+    """Every plan on both databases, two at a time; with ``only``, the plans of these letters.
+
+    H and I, which mostly wait, run beside them; N runs before everything else, and G's crashes after, each alone.
+    """
     report = Report(form, only)
     began = time.monotonic()
-    with _databases() as (sqlite, postgres, server):
-        jobs = [job for job in _jobs(form, sqlite, postgres, report) if not only or job[0][0] in only]
-        with ThreadPoolExecutor(2) as pool:
-            for name, seconds in pool.map(lambda job: _timed(job, report), jobs):
-                say(f"{name}: {seconds:.0f} s")
+
+    def carry_out(job: Job) -> None:
+        say(f"{job[0]} ({job[1]}): begins")
+        name, seconds = _timed(job, report)
+        say(f"{name}: {seconds:.0f} s; {time.monotonic() - began:.0f} s in all")
+
+    def wanted(jobs: Iterable[Job]) -> list[Job]:
+        return [job for job in jobs if not only or job[0][0] in only]
+
+    with _databases() as (sqlite, postgres, server, zygote):
+        for job in wanted(_soak(form, sqlite, say)):
+            carry_out(job)
+        with ThreadPoolExecutor(2) as two, ThreadPoolExecutor(2) as aside:
+            waiting = [aside.submit(carry_out, job) for job in wanted(_accounts(form, zygote, report))]
+            waiting += [two.submit(carry_out, job) for job in wanted(_jobs(form, sqlite, postgres, zygote, report))]
+            for one in waiting:
+                one.result()
         # alone, since it stops the server under everybody else
-        for job in _restarts(form, postgres, server) if not only or "G" in only else ():
-            say(f"{_timed(job, report)[0]}: done")
+        for job in wanted(_restarts(form, postgres, server)):
+            carry_out(job)
     report.seconds = time.monotonic() - began
     return report
 
@@ -107,7 +127,8 @@ def _timed(job: Job, report: Report) -> tuple[str, float]:
     return f"{plan} ({database})", time.monotonic() - began
 
 
-def _jobs(form: Form, sqlite: Make, postgres: Make, report: Report) -> Iterator[Job]:
+def _jobs(form: Form, sqlite: Make, postgres: Make, zygote: Zygote, report: Report) -> Iterator[Job]:
+    yield "A: hostile and damaged mail", "SQLite", partial(badmail.bad_mail, zygote, made=form.made, spoilt=form.spoilt)
     rng = plans.random.Random(7)
     imap, smtp = partial(plans.sampled, plans.IMAP_FAULTS, rng=rng), partial(plans.sampled, plans.SMTP_FAULTS, rng=rng)
     for name, make, share in (("SQLite", sqlite, form.share), ("PostgreSQL", postgres, form.share_postgres)):
@@ -135,10 +156,30 @@ def _jobs(form: Form, sqlite: Make, postgres: Make, report: Report) -> Iterator[
     yield "M: machine against machine", "SQLite", partial(plans.bot_against_bot, sqlite, rounds=form.rounds)
     yield "M: flood of forged mail", "SQLite", partial(plans.flood, sqlite, mails=form.flooded)
     yield "E: disk full", "SQLite", partial(_full_disk, form, sqlite, report)
-    if form.soaked:
-        yield "N: soak", "SQLite", partial(plans.soak, sqlite, mails=form.soaked)
     for bug in BUGS:
         yield f"R: {bug}", "SQLite", partial(_plant, sqlite, bug, report)
+
+
+def _soak(form: Form, sqlite: Make, say: Callable[[str], None]) -> Iterator[Job]:
+    if form.soaked:
+        yield "N: soak", "SQLite", partial(plans.soak, sqlite, mails=form.soaked, say=say)
+
+
+def _accounts(form: Form, zygote: Zygote, report: Report) -> Iterator[Job]:
+    for plan, every, names in (
+        ("H: accounts turned away", accounts.ACCOUNT_CASES, form.account_cases),
+        ("I: connections that are not safe", accounts.TLS_CASES, form.tls_cases),
+    ):
+        yield plan, "SQLite", partial(_cases, plan, zygote, accounts.chosen(every, names), report)
+
+
+def _cases(plan: str, zygote: Zygote, cases: Sequence[accounts.Case], report: Report) -> Tally:
+    try:
+        MailServers.check()
+    except NotInstalled as error:
+        report.left_out.append(f"{plan[0]}: {sum(case.real for case in cases)} cases on Dovecot and Postfix ({error})")
+        cases = [case for case in cases if not case.real]
+    return accounts.run_cases(zygote, cases)
 
 
 def _restarts(form: Form, postgres: Make, server: PostgresServer) -> Iterator[Job]:
@@ -171,7 +212,7 @@ def _full_disk(form: Form, make: Make, report: Report) -> Tally | None:
 
 
 @contextmanager
-def _databases() -> Iterator[tuple[Make, Make, PostgresServer]]:
+def _databases() -> Iterator[tuple[Make, Make, PostgresServer, Zygote]]:
     server = PostgresServer()
     zygote = Zygote()
     with tempfile.TemporaryDirectory(prefix="postsale-faults-") as folder:
@@ -188,7 +229,7 @@ def _databases() -> Iterator[tuple[Make, Make, PostgresServer]]:
             def postgres(**how: Any) -> World:
                 return World(zygote, server.url(server.create_database(template="ready")), **how)
 
-            yield sqlite, postgres, server
+            yield sqlite, postgres, server, zygote
         finally:
             zygote.close()
             server.remove()
@@ -203,21 +244,29 @@ def quantile(values: list[float], share: float) -> float:
     return ordered[max(0, math.ceil(len(ordered) * share) - 1)] if ordered else float("nan")
 
 
+def _others(tally: Tally) -> int:
+    """Faults of disk, database, clock, account and TLS."""
+    return tally.database_faults + tally.clock_jumps + tally.account_faults
+
+
 def table(report: Report) -> str:
     """The figures as Markdown."""
     total = report.total
-    faults = total.kills + total.imap_faults + total.smtp_faults + total.database_faults + 2 * len(plans.CLOCK_JUMPS)
+    faults = total.kills + total.imap_faults + total.smtp_faults + sum(_others(one) for one in report.tallies.values())
     lines = [
         f"Form: {report.form.name}; {report.seconds:.0f} s; {time.strftime('%Y-%m-%d', time.gmtime())}.",
         "",
-        "| plan | database | kills | IMAP faults | SMTP faults | messages | answered | staff asked | recovery p95 (s) | violations |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        (
+            "| plan | database | kills | IMAP faults | SMTP faults | other faults | messages | answered | staff asked "
+            "| recovery p95 (s) | violations |"
+        ),
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for (plan, database), one in sorted(report.tallies.items()):
         p95 = f"{quantile(one.recoveries, 0.95):.2f}" if one.recoveries else ""
         lines.append(
-            f"| {plan} | {database} | {one.kills or ''} | {one.imap_faults or ''} | {one.smtp_faults or ''} | {one.offered} "
-            f"| {one.answered or ''} | {one.asked or ''} | {p95} | {len(one.violations)} |"
+            f"| {plan} | {database} | {one.kills or ''} | {one.imap_faults or ''} | {one.smtp_faults or ''} "
+            f"| {_others(one) or ''} | {one.offered} | {one.answered or ''} | {one.asked or ''} | {p95} | {len(one.violations)} |"
         )
     lines += ["", "| what must not happen | n | seen | 95 % upper bound |", "|---|---|---|---|"]
     for name, seen, n in (
@@ -225,6 +274,7 @@ def table(report: Report) -> str:
         ("buyer answered twice", total.duplicates, total.judged),
         ("sent without approval, or other bytes", total.unapproved, total.judged),
         ("sent to anybody else", total.wrong_recipient, total.judged),
+        ("secret in the clear", total.in_clear, total.wires),
         ("stuck after a fault", total.stuck, faults),
         ("service ended by an error of its own", total.crashes, faults),
         ("any other violation", total.other, faults),
@@ -235,30 +285,45 @@ def table(report: Report) -> str:
         "",
         (
             f"- kill -9: {total.kills}; IMAP faults: {total.imap_faults}; SMTP faults: {total.smtp_faults}; "
-            f"disk and database faults: {total.database_faults}."
+            f"disk and database faults: {total.database_faults}; clock jumps: {total.clock_jumps}; "
+            f"faults of account and TLS: {total.account_faults}."
         ),
         (
             f"- Recovery after the end of a fault, n = {len(total.recoveries)}: p50 {quantile(total.recoveries, 0.5):.2f} s, "
             f"p95 {quantile(total.recoveries, 0.95):.2f} s, longest {max(total.recoveries, default=0):.2f} s (waits compressed, see below)."
         ),
         f"- SIGTERM, n = {len(total.stops)}: median {quantile(total.stops, 0.5):.2f} s, longest {max(total.stops, default=0):.2f} s.",
-        f"- Set aside because its reader was killed too often, and answered once released: {total.set_aside}.",
-        f"- Machine against machine, {report.form.rounds} rounds: {total.bot_replies} reply.",
-        (
-            f"- Flood of {report.form.flooded} forged mails: {total.flood_replies} replies "
-            f"(cap {plans.DEFAULT_CAPS['per_hour']} an hour)."
-        ),
-        f"- Planted bugs caught: {report.caught} of {len(report.bugs)}.",
     ]
-    if total.growth:
-        settled = total.growth[len(total.growth) // 10 :]
-        resident = [kb for kb, _ in settled]
-        first, last = resident[: len(resident) // 5] or resident, resident[-(len(resident) // 5) or -1 :]
-        change = (sum(last) / len(last)) / (sum(first) / len(first)) - 1
-        descriptors = [fds for _, fds in settled]
+    if total.set_aside:
+        lines.append(f"- Set aside because its reader was killed too often, and answered once released: {total.set_aside}.")
+    if total.spoilt_mails:
         lines.append(
-            f"- Soak, {total.soaked} mails in one life: resident memory {change:+.1%} from the first fifth to the last, "
-            f"file descriptors {min(descriptors)} to {max(descriptors)}."
+            f"- Hostile and damaged mails: {total.spoilt_mails}, of which {total.set_aside_mails} could not be read within the "
+            "limits and were set aside with their bytes."
+        )
+    if total.bot_replies or total.flood_replies:
+        lines += [
+            f"- Machine against machine, {report.form.rounds} rounds: {total.bot_replies} reply.",
+            (
+                f"- Flood of {report.form.flooded} forged mails: {total.flood_replies} replies "
+                f"(cap {plans.DEFAULT_CAPS['per_hour']} an hour)."
+            ),
+        ]
+    if report.bugs:
+        lines.append(f"- Planted bugs caught: {report.caught} of {len(report.bugs)}.")
+    if total.tries:
+        lines.append(
+            f"- Accounts turned away: in an hour of refusals one server saw {max(total.tries)} sign-ins at most; somebody heard "
+            f"of it after {quantile(total.alerts, 0.5):.0f} s (median), {max(total.alerts):.0f} s at most, of the service's time."
+        )
+    lines += [f"- {mails} mails at once were worked off in {seconds:.0f} s." for mails, seconds in total.heaps if mails >= 500]
+    if total.growth:
+        (first, last), (early, late) = plans.warm_descriptors(total), plans.database_bytes_a_mail(total)
+        lines.append(
+            f"- Soak, {total.soaked} mails in one life: resident memory {plans.growth(total):+.1%}, file descriptors {first:.0f} "
+            f"and {last:.0f} (medians of the first and of the last fifth, after a tenth for warming up); database "
+            f"{early:.0f} and {late:.0f} bytes a mail (first and second half), "
+            f"write-ahead log at most {max(log for _, _, log in total.database_bytes) / 1e6:.1f} MB."
         )
     if report.only:
         report.left_out.append(f"all plans but {', '.join(report.only)}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import pytest
 
 from tests.conftest import left_out
+from tests.faults.accounts import MOST_TRIES
 from tests.faults.bugs import BUGS
 from tests.faults.plans import DEFAULT_CAPS
 from tests.faults.run import SHORT, Report, quantile, run
@@ -37,6 +38,18 @@ def test_enough_was_done_to_it(report: Report) -> None:
     letters = [tally for (plan, _), tally in report.tallies.items() if not plan.startswith("M")]  # M offers robots and forgers
     answered, offered = sum(t.answered for t in letters), sum(t.offered for t in letters)
     assert answered >= offered / 2, "the mail was not only survived, but answered"
+
+
+def test_accounts_turned_away_are_not_locked_and_somebody_hears_of_it(report: Report) -> None:
+    """What they did wrong is a violation above; here, that they were tried at all."""
+    total = report.total
+    for what in report.left_out:
+        if what.startswith(("H", "I")):
+            left_out(NotInstalled(what))
+    assert total.account_faults == len(SHORT.account_cases) + len(SHORT.tls_cases)
+    assert 0 < max(total.tries) <= MOST_TRIES
+    assert total.wires == len(SHORT.tls_cases) + 1  # and one account on Dovecot
+    assert total.in_clear == 0
 
 
 def test_it_recovers_and_stops_soon(report: Report) -> None:
