@@ -56,9 +56,9 @@ class Run:
 
 
 @contextlib.contextmanager
-def smtp_sink() -> Iterator[int]:
-    """A server that takes everything and keeps nothing; its port."""
-    port = free_port()
+def smtp_sink(port: int | None = None) -> Iterator[int]:
+    """A server that takes everything and keeps nothing, on this or any free port; the port."""
+    port = port or free_port()
     process = subprocess.Popen(
         [program("smtp-sink"), "-4", "-u", "mail", f"127.0.0.1:{port}", "100"],
         stdout=subprocess.DEVNULL,

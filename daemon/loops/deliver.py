@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
+from itertools import islice
 from typing import Any, Protocol
 
 from sqlalchemy import Connection
@@ -45,16 +46,23 @@ LOCK_RETRY_SECONDS = 5.0
 #: Longest wait for a server's word when the service has to stop.
 STOP_GRACE_SECONDS = 75.0
 BEING_READ_WAIT = timedelta(seconds=10)
+#: Replies whose orders are looked at together, and for how long such a look holds.
+LOOK_AHEAD = 15
+LOOK_HOLDS_SECONDS = 2.0
 #: Rows that one step takes up for each connection.
 ROWS_PER_CONNECTION = 16
 
 _logger = log.get(__name__)
 
 
-class Recheck(Protocol):
-    """Looks at the order again: why the reply no longer holds, or None."""
+#: A reply: its case and revision.
+Reply = tuple[int, int]
 
-    def __call__(self, case_id: int, revision: int) -> Awaitable[str | None]: ...
+
+class Recheck(Protocol):
+    """Looks at the orders of these replies again: why, for each reply that no longer holds."""
+
+    def __call__(self, replies: Sequence[Reply]) -> Awaitable[Mapping[Reply, str]]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +139,8 @@ class Deliver(Loop):
         self._not_before: dict[int, float] = {}  # undo windows by the clock that no one can set
         self._set_back_since: float | None = None
         self._stopping = False
+        self._looking = asyncio.Lock()
+        self._looked: dict[Reply, tuple[float, str | None]] = {}  # when an order was looked at, and what was wrong
 
     # ------------------------------------------------------------------ life
 
@@ -226,7 +236,7 @@ class Deliver(Loop):
             """One connection's worth of work: what is next, as long as there is any."""
             nonlocal done
             while rows and not self._stopping and self.clock.monotonic() >= self._try_at:
-                attempt = await self._begin(rows.popleft())
+                attempt = await self._begin(rows.popleft(), rows)
                 if attempt is not None:
                     done += 1
                     await self._carry_out(attempt)
@@ -244,7 +254,7 @@ class Deliver(Loop):
         for delivery_id, not_before in waiting.items():
             self._not_before.setdefault(delivery_id, self.clock.monotonic() + (not_before - now).total_seconds())
 
-    async def _begin(self, row: Delivery) -> _Attempt | None:
+    async def _begin(self, row: Delivery, next_rows: Sequence[Delivery]) -> _Attempt | None:
         """Look at everything again and claim the row; None when it has to wait, was taken back, or is no longer to be had."""
         if self.clock.monotonic() < self._not_before.get(row.id, 0.0):
             return None
@@ -256,8 +266,25 @@ class Deliver(Loop):
             return await self._take(row)
         if await self._leaks(row.mime):
             return await self._take(row, _Verdict(CaseState.HUMAN, "token_in_reply"))
-        changed = await self._recheck(row.case_id, row.revision)
+        changed = await self._changed((row.case_id, row.revision), next_rows)
         return await self._take(row, last=_Verdict(CaseState.RECEIVED, changed) if changed is not None else None)
+
+    async def _changed(self, reply: Reply, next_rows: Sequence[Delivery]) -> str | None:
+        """Why the order no longer bears the reply. The next few are looked at with it, for their turn comes at once."""
+        async with self._looking:
+            fresh = self.clock.monotonic() - LOOK_HOLDS_SECONDS
+            self._looked = {r: look for r, look in self._looked.items() if look[0] >= fresh}
+            if reply not in self._looked:
+                near = [(n.case_id, n.revision) for n in islice(next_rows, LOOK_AHEAD)]
+                some = [reply, *((case, revision) for case, revision in near if case is not None and revision is not None)]
+                try:
+                    found = await self._recheck(some)
+                except Transient:  # an order that cannot be asked about holds up nobody else's reply
+                    some = [reply]
+                    found = await self._recheck(some)
+                now = self.clock.monotonic()
+                self._looked |= {r: (now, found.get(r)) for r in some}
+            return self._looked.pop(reply)[1]
 
     async def _take(self, row: Delivery, first: _Verdict | None = None, *, last: _Verdict | None = None) -> _Attempt | None:
         """Commit A, or what keeps the row from leaving: ``first`` or, when the store knows of nothing else, ``last``."""

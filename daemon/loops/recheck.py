@@ -6,8 +6,6 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Connection
-
 from daemon.clock import Clock
 from daemon.steps import enrich
 from daemon.store import drafts
@@ -17,8 +15,12 @@ from daemon.vocab import OrderId
 OrderRows = Mapping[OrderId, Sequence[Mapping[str, Any]]]
 
 
+#: A reply: its case and revision.
+Reply = tuple[int, int]
+
+
 class Recheck:
-    """Callable by the delivery loop: why a reply may no longer leave, or None."""
+    """Callable by the delivery loop: which replies may no longer leave, and why."""
 
     def __init__(
         self,
@@ -33,18 +35,16 @@ class Recheck:
         self._lookup = lookup
         self._stale_after = stale_after
 
-    async def __call__(self, case_id: int, revision: int) -> str | None:
-        """``order_changed`` when the order is no longer what the draft took for granted."""
-
-        def load(connection: Connection) -> dict[str, Any] | None:
-            row = drafts.load(connection, case_id, revision)
-            assumed: dict[str, Any] | None = row.order_state if row is not None else None
-            return assumed
-
-        assumed = await self._db.read(load)
-        if assumed is None:
-            return None
-        order = OrderId(assumed["order_id"], assumed["shop"], "record")
-        rows = (await self._lookup([order])).get(order, ())
-        facts = enrich.merge(rows, self._clock.now(), self._stale_after) if rows else None
-        return None if enrich.order_state(facts) == assumed else "order_changed"
+    async def __call__(self, replies: Sequence[Reply]) -> dict[Reply, str]:
+        """``order_changed`` for each reply whose order is no longer what its draft took for granted."""
+        assumed = await self._db.read(lambda c: {reply: drafts.order_state(c, *reply) for reply in replies})
+        orders = {r: OrderId(a["order_id"], a["shop"], "record") for r, a in assumed.items() if a is not None}
+        rows = await self._lookup(list(dict.fromkeys(orders.values()))) if orders else {}
+        now = self._clock.now()
+        changed: dict[Reply, str] = {}
+        for reply, order in orders.items():
+            known = rows.get(order, ())
+            facts = enrich.merge(known, now, self._stale_after) if known else None
+            if enrich.order_state(facts) != assumed[reply]:
+                changed[reply] = "order_changed"
+        return changed

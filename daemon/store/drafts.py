@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, insert, select, update
 
 from daemon.store import outbox
 from daemon.store.tables import cases, drafts
@@ -90,6 +90,19 @@ def load(connection: Connection, case_id: int, revision: int | None = None) -> R
     if revision is not None:
         query = query.where(drafts.c.revision == revision)
     return connection.execute(query).one_or_none()
+
+
+def order_state(connection: Connection, case_id: int, revision: int) -> dict[str, Any] | None:
+    """What a revision took for granted about its order, None when it rests on none."""
+    found: dict[str, Any] | None = connection.execute(
+        _ORDER_STATE, {"case": case_id, "revision": revision}
+    ).scalar_one_or_none()
+    return found
+
+
+_ORDER_STATE = select(drafts.c.order_state).where(
+    drafts.c.case_id == bindparam("case"), drafts.c.revision == bindparam("revision")
+)
 
 
 def decide(

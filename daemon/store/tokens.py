@@ -24,6 +24,7 @@ TOKEN_BITS = 128
 TAG_PREFIX = "ok-"
 
 _WORD = re.compile(r"(?<![a-z2-7])[a-z2-7]{26}(?![a-z2-7])", re.IGNORECASE)
+_OWN_ID = re.compile(r"<r\.[a-z2-7]{26}@[^<>@\s]+>")
 _TAG = re.compile(r"\+ok-([a-z2-7]{26})$", re.IGNORECASE)
 
 
@@ -57,11 +58,17 @@ def token_of(address: str) -> str | None:
 
 
 def words_like_tokens(mime: bytes) -> frozenset[str]:
-    """Every word in a mail, decoded, that has the shape of a token; most are none."""
+    """Every word in a mail, decoded, that has the shape of a token; most are none.
+
+    The mail's own Message-ID, which is made of such a word, is left out.
+    """
     mail = email.message_from_bytes(mime, policy=email.policy.compat32)
     texts: list[str] = []
+    own = mail["Message-ID"]
     for part in mail.walk():
         for value in map(str, part.values()):
+            if value == own and _OWN_ID.fullmatch(value):
+                continue
             texts.append(value)
             if "=?" in value:
                 texts.append(_decoded(value))

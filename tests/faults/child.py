@@ -241,6 +241,9 @@ async def serve(order: dict[str, Any], mind: Mind) -> None:
     async def nothing(*_: Any) -> None:
         return None
 
+    async def unchanged(_: Any) -> dict[Any, str]:
+        return {}
+
     async def clean(_: bytes) -> bool:
         return False
 
@@ -260,7 +263,7 @@ async def serve(order: dict[str, Any], mind: Mind) -> None:
         append_to_sent=order.get("append_to_sent", False),
         max_connections=connections,
         final_reply_seconds=1.0,
-        recheck=nothing,
+        recheck=unchanged,
         leaks=clean,
         asked=lambda: None,
     )

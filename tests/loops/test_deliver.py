@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import hashlib
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -62,8 +62,8 @@ async def sending(
         imap = Imap(place, Login())
     state: Sending
 
-    async def recheck(case_id: int, revision: int) -> str | None:
-        return state.changed
+    async def recheck(replies: Sequence[tuple[int, int]]) -> dict[tuple[int, int], str]:
+        return dict.fromkeys(replies, state.changed) if state.changed else {}
 
     async def leaks(mime: bytes) -> bool:
         return state.leaking
@@ -513,8 +513,8 @@ async def test_through_postfix_into_dovecot(sqlite_database: Database, mail_serv
     config = SmtpConfig(host="localhost", port=mail_servers.smtps_port, ca_file=mail_servers.ca_file)
     imap = Imap(ImapConfig(host="localhost", port=mail_servers.imaps_port, ca_file=mail_servers.ca_file), login)
 
-    async def fine(case_id: int, revision: int) -> str | None:
-        return None
+    async def fine(replies: Sequence[tuple[int, int]]) -> dict[tuple[int, int], str]:
+        return {}
 
     async def clean(mime: bytes) -> bool:
         return False

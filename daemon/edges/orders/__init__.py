@@ -21,6 +21,9 @@ from daemon.vocab import OrderId
 
 __all__ = ["FolderReports", "HttpOrders", "LiveSource", "MemoryShelf", "OrderBook", "Shelf", "SqlOrders"]
 
+#: (kind, sites, as of) of a report that was loaded.
+Edition = tuple[str, tuple[str, ...], datetime]
+
 _SNAPSHOTS = frozenset(f.kind for f in FORMATS if f.snapshot)
 
 
@@ -48,11 +51,8 @@ class OrderBook:
         if not order_ids:
             return {}
         keys = {o: order_key(o.shop, o.value) for o in order_ids}
-        kept = await asyncio.to_thread(self._shelf.rows_of, list(dict.fromkeys(keys.values())))
-        found = {o: [{**r, "order_id": o.value} for r in kept[key]] for o, key in keys.items()}
-        if any(found.values()):
-            editions = await asyncio.to_thread(self._shelf.editions)
-            found = {o: [_superseded(r, editions) for r in rows] for o, rows in found.items()}
+        kept, editions = await asyncio.to_thread(self._kept, list(dict.fromkeys(keys.values())))
+        found = {o: [_superseded({**r, "order_id": o.value}, editions) for r in kept[key]] for o, key in keys.items()}
         failure: PostsaleError | None = None
         for source in self._live:
             for order in order_ids:
@@ -65,6 +65,12 @@ class OrderBook:
         if failure is not None and not all(found.values()):
             raise Transient(str(failure)) from failure
         return found
+
+    def _kept(self, keys: list[tuple[str, str]]) -> tuple[dict[tuple[str, str], list[dict[str, Any]]], Sequence[Edition]]:
+        """Rows of reports, with every report's editions where the rows have to be compared with them."""
+        rows = self._shelf.rows_of(keys)
+        compared = any(row["report"] in _SNAPSHOTS for found in rows.values() for row in found)
+        return rows, self._shelf.editions() if compared else ()
 
     async def ping(self) -> None:
         """Ask every source once. Raises Transient or Permanent from the first that does not answer."""
@@ -80,7 +86,7 @@ class OrderBook:
             await source.close()
 
 
-def _superseded(row: dict[str, Any], editions: Sequence[tuple[str, tuple[str, ...], datetime]]) -> dict[str, Any]:
+def _superseded(row: dict[str, Any], editions: Sequence[Edition]) -> dict[str, Any]:
     """The row without its state when a newer edition of the same snapshot no longer lists the order.
 
     The unshipped report lists what still has to leave. An order that is missing in a newer one has left or
