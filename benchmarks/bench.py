@@ -206,11 +206,12 @@ def configure(
     plain_smtp: int | None = None,
     connections: int = 2,
     undo_seconds: int = 90,
+    extra: str = "",
 ) -> Path:
     """The configuration of a fresh service in live mode with these mailboxes; the first is called ``shop``.
 
     ``report`` is its order report. ``plain_smtp`` is a port that is spoken to without TLS, instead of Postfix with it.
-    Caps are out of the way: what is measured is speed.
+    Caps are out of the way: what is measured is speed. ``extra`` are further sections.
     """
     (folder / "reports").mkdir(parents=True)
     if report:
@@ -235,7 +236,7 @@ def configure(
         for number, user in enumerate(users)
     ]
     config = folder / "config.toml"
-    config.write_text(_SERVICE.format(workers=workers) + "".join(mailboxes))
+    config.write_text(_SERVICE.format(workers=workers) + "".join(mailboxes) + extra)
     return config
 
 

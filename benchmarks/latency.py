@@ -3,7 +3,7 @@
     python benchmarks/latency.py [--messages 200] [--page] [--json]
 
 Starts its own Dovecot and Postfix (as root). The service runs whole, in live mode, with an undo window of nothing, and
-answers by a policy that asks nobody; beside it, benchmarks/minimal.py. Both have a mailbox of their own and get mails in
+answers by a policy that asks nobody (the shipped playbook, with no marketplace in ask_on); beside it, benchmarks/minimal.py. Both have a mailbox of their own and get mails in
 turn, the next one when the one before is answered, over verified TLS on kept connections. Dovecot tells of a new mail
 half a second late; a plain IDLE client on the same mailbox takes that moment for each mail, and the time runs from there.
 """
@@ -16,6 +16,8 @@ import email.utils
 import json
 import logging
 import queue
+import re
+import socket
 import sqlite3
 import ssl
 import subprocess
@@ -31,9 +33,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import bench
 from benchmarks.sending import smtp_sink
+from daemon import resources
 from tests.servers import MailServers, NotInstalled, User
 
 PATIENCE = 60.0
+#: What the service writes down of an answer, in its order.
+STAGES = ("stored", "decided", "claimed", "granted", "accepted")
 
 
 def order_id(number: int) -> str:
@@ -93,7 +98,8 @@ class Watcher:
                     self.told.put(time.time())
 
     def close(self) -> None:
-        self._imap.shutdown()
+        with contextlib.suppress(OSError):  # under the thread that reads, which ends by it
+            socket.socket.shutdown(self._imap.sock, socket.SHUT_RDWR)
 
 
 class Minimal:
@@ -108,12 +114,12 @@ class Minimal:
         if self._lines.readline().strip() != "ready":
             raise RuntimeError("the minimal script does not start")
 
-    def answered(self, message_id: str) -> float:
+    def answered(self, message_id: str) -> dict[str, float]:
         """When the answer to a mail was accepted; waits for it."""
         name, _, moment = self._lines.readline().rpartition(" ")
         if name != message_id:
             raise RuntimeError(f"the minimal script answered {name or 'nothing'} and not {message_id}")
-        return float(moment)
+        return {"accepted": float(moment)}
 
     def close(self) -> None:
         self._process.kill()
@@ -131,17 +137,18 @@ class Whole:
         """Whether the mailbox has been looked at for the first time."""
         return bool(self._database.execute("SELECT count(*) FROM folders WHERE last_success_at IS NOT NULL").fetchone()[0])
 
-    def answered(self, message_id: str) -> float:
-        """When the answer to a mail was accepted; waits for it."""
+    def answered(self, message_id: str) -> dict[str, float]:
+        """When the answer to a mail was accepted, and when the stages before were had; waits for it."""
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             found = self._database.execute(
-                "SELECT a.ended_at FROM cases c JOIN outbox o ON o.case_id = c.id JOIN attempts a ON a.delivery_id = o.id"
-                " WHERE c.mailbox = 'shop' AND c.message_id = ? AND a.phase = 'accepted'",
+                "SELECT c.received_at, o.created_at, a.started_at, o.transmitted_at, a.ended_at FROM cases c JOIN outbox o ON o.case_id = c.id JOIN attempts a ON a.delivery_id = o.id"
+                " WHERE c.mailbox = 'shop' AND c.message_id = ? AND a.phase = 'accepted' AND o.kind = 'buyer_reply'",
                 (message_id,),
             ).fetchone()
             if found:
-                return datetime.fromisoformat(found[0]).replace(tzinfo=UTC).timestamp()
+                moments = (datetime.fromisoformat(moment).replace(tzinfo=UTC).timestamp() for moment in found)
+                return dict(zip(STAGES, moments, strict=True))
             self._service.check()
             time.sleep(0.01)
         state = self._database.execute("SELECT state, reason FROM cases WHERE message_id = ?", (message_id,)).fetchone()
@@ -160,14 +167,24 @@ def one(
     accepted = time.time()
     answered = answering.answered(message_id)
     told = watcher.told.get(timeout=PATIENCE)
-    return {"notice": (told - accepted) * 1000, "own": (answered - told) * 1000}
+    passed = {stage: (moment - told) * 1000 for stage, moment in answered.items()}
+    return {"notice": (told - accepted) * 1000, "own": passed["accepted"], **passed}
 
 
 @contextlib.contextmanager
 def running(servers: MailServers, folder: Path, count: int) -> Iterator[dict[str, tuple[User, Watcher, Minimal | Whole]]]:
     """Both, ready for mail."""
     users = {"service": servers.add_user(), "minimal": servers.add_user()}
-    config = bench.configure(folder / "service", servers, [users["service"]], report=order_report(count), undo_seconds=0)
+    playbook = folder / "playbook.toml"
+    playbook.write_text(re.sub(r"(?m)^ask_on = .*$", "ask_on = []", resources.playbook().read_text("utf-8")), "utf-8")
+    config = bench.configure(
+        folder / "service",
+        servers,
+        [users["service"]],
+        report=order_report(count),
+        undo_seconds=0,
+        extra=f'[playbook]\npath = "{playbook}"\n',
+    )
     with (
         bench.Service(config.parent, ["-m", "daemon", "run", "--config", str(config)]) as service,
         contextlib.ExitStack() as stack,
@@ -225,11 +242,12 @@ def report(found: dict[str, list[dict[str, float]]]) -> str:
         )
     ratios = [ours / theirs for ours, theirs in zip(shares["service"], shares["minimal"], strict=True)]
     rows.append(("ratio", f"{ratios[0]:.2f}", f"{ratios[1]:.2f}", "", ""))
+    stages = ", ".join(f"{stage} {bench.share([each[stage] for each in found['service']], 0.5):.1f} ms" for stage in STAGES)
     head = ("ms", "p50", "p99", "before that, the server's notice (p50)", "both (p50)")
     return (
         f"{bench.machine()}; load of the last minute at the end {bench.load():.2f}. {len(found['service'])} mails to each.\n\n"
         + bench.table(head, rows)
-        + "\n"
+        + f"\n\nThe service's stages, p50 of the time since the notice: {stages}.\n"
     )
 
 
