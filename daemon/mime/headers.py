@@ -14,7 +14,8 @@ from daemon.mime.charset import clean, decode
 from daemon.vocab import Address
 
 _FIELD: Final = re.compile(rb"([!-9;-~]{1,200})[ \t]*:")
-_FOLD: Final = re.compile(r"[ \t]*\n[ \t]*")
+# A whole field in good order: no line of its value is blank, for a blank line ends the header.
+_WHOLE_FIELD: Final = re.compile(rb"([!-9;-~]{1,200})[ \t]*:([^\n]*+(?:\n[ \t]++[^\s][^\n]*+)*+)(?:\n|\Z)")
 _SPACES: Final = re.compile(r"[ \t]+")
 _ENCODED: Final = re.compile(r"=\?([A-Za-z0-9_.:+*-]{1,60})\?([bBqQ])\?([^?\n]{0,4000})\?=")
 # Fields whose value is prose or carries display names: encoded words mean something there and nowhere else.
@@ -50,6 +51,25 @@ class Fields:
 def split_fields(data: bytes, start: int = 0, end: int | None = None) -> Fields:
     """Read the header that begins at ``start``; newlines in ``data`` are LF. A header-less text is all body."""
     stop = len(data) if end is None else end
+    return _well_formed(data, start, stop) or _line_by_line(data, start, stop)
+
+
+def _well_formed(data: bytes, start: int, stop: int) -> Fields | None:
+    """A header without defects, field by field; None when there is anything to look at line by line."""
+    fields: list[tuple[bytes, bytes]] = []
+    position = start
+    while position < stop and data[position] != 0x0A:
+        match = _WHOLE_FIELD.match(data, position, stop)
+        if match is None or match.end() - position > limits.FIELD_BYTES:
+            return None
+        fields.append((match.group(1), match.group(2)))
+        position = match.end()
+    if position - start > limits.HEADER_BYTES or len(fields) > limits.FIELDS:
+        return None
+    return Fields(tuple((name.decode("ascii").lower(), _value(raw)) for name, raw in fields), min(position + 1, stop), ())
+
+
+def _line_by_line(data: bytes, start: int, stop: int) -> Fields:
     fields: list[tuple[bytes, list[bytes]]] = []
     defects: set[str] = set()
     position = start
@@ -105,11 +125,16 @@ def _unfolded(fields: list[tuple[bytes, list[bytes]]], defects: set[str]) -> lis
         if len(raw) > limits.FIELD_BYTES:
             raw = raw[: limits.FIELD_BYTES]
             defects.add("header_field_too_long")
-        value = raw.decode("ascii") if raw.isascii() else decode(raw)
-        if "\n" in value:
-            value = _FOLD.sub(" ", value)
-        items.append((name.decode("ascii").lower(), clean(value).replace("\n", " ").strip()))
+        items.append((name.decode("ascii").lower(), _value(raw)))
     return items
+
+
+def _value(raw: bytes) -> str:
+    """A raw field body as text on one line."""
+    value = raw.decode("ascii") if raw.isascii() else decode(raw)
+    if "\n" in value:
+        value = " ".join(line.strip(" \t") for line in value.split("\n"))
+    return clean(value).replace("\n", " ").strip()
 
 
 def decode_words(value: str) -> str:

@@ -42,6 +42,8 @@ _WEEKDAY: Final = re.compile(
     r"|lu|mi|jo|vi|sâ|du|pzt|sal|çar|per|cum|cmt|paz)[.,]{0,2}[ \u00a0]{1,3}(?:[^\W\d_]{3,12}[.,]?[ \u00a0])?\d",
     re.IGNORECASE,
 )
+_DIGIT: Final = re.compile(r"\d")
+_BLANK_DIGIT: Final = re.compile("[ \u00a0]\\d")  # what every match of _WEEKDAY ends with
 _FIRST_PERSON: Final = re.compile(
     r"\bI (?:wrote|sent|said)\b|\bich (?:schrieb|habe)\b|\bj'ai (?:écrit|envoyé)\b|\bescrib[ií]\b|\bho scritto\b|\bhe escrito\b|\bik (?:schreef|heb)\b|\bwe (?:wrote|sent|said)\b|\bI['’]?(?:ve| have)\b",
     re.IGNORECASE,
@@ -233,6 +235,8 @@ def is_forward(lines: list[str], index: int) -> bool:
     stripped = line.strip(_DASHES).lower()
     if not 8 <= len(stripped) + 4 <= 90:
         return False
+    if not stripped.startswith(words().forwards):
+        return False
     for phrase in words().forwards:
         if stripped.startswith(phrase):
             rest = stripped[len(phrase) :]
@@ -266,9 +270,9 @@ def _is_separator(lines: list[str], index: int) -> bool:
     line = lines[index].strip()
     if len(line) > 160:
         return False
-    if _ABOVE.search(line) and (
+    if (
         line[:2] in ("--", "##", "__", "==", "**") or line[:1] in "-#—–=*[" or line.endswith(("-", "#", "—", "="))
-    ):
+    ) and _ABOVE.search(line):
         return True
     inner = line.strip(_DASHES).replace("\u00a0", " ").lower()
     if not inner:
@@ -352,7 +356,7 @@ _ENDS: Final = (":", "：")
 
 def _attribution_length(lines: list[str], quoted: list[bool], index: int) -> int:
     line = lines[index].strip()
-    if len(line) > 400 or not _may_open(line) or _ends_sentence(line):
+    if len(line) > 400 or _ends_sentence(line) or not _may_open(line):
         return 0
     joined = ""
     blanks = 0
@@ -397,8 +401,12 @@ def _may_open(line: str) -> bool:
 
 def _starts_with_date(line: str) -> bool:
     head = line.lstrip("*_-–— >").lower()[:90]
+    if _DIGIT.search(head) is None:
+        return False  # every date has one
     if head[:1].isdigit():
-        return _DATE.match(head) is not None or _WEEKDAY.search(head[:40]) is not None or _DATE.search(head[:40]) is not None
+        if _DATE.match(head) is not None or _DATE.search(head[:40]) is not None:
+            return True
+        return _BLANK_DIGIT.search(head[:40]) is not None and _WEEKDAY.search(head[:40]) is not None
     if _WEEKDAY.match(head):
         return True
     lead = words().leads.match(head)
@@ -406,10 +414,10 @@ def _starts_with_date(line: str) -> bool:
 
 
 def _ends_sentence(line: str) -> bool:
-    return line.endswith(("?", "!", "。", "？", "！")) or _FULL_STOP.search(line) is not None
+    return line.endswith(("?", "!", "。", "？", "！")) or _FULL_STOP.match(line[-6:]) is not None
 
 
-_FULL_STOP: Final = re.compile(r"[^\W\d_]{5,}[.]$")
+_FULL_STOP: Final = re.compile(r"[^\W\d_]{5}[.]")
 
 
 def _closes(piece: str) -> bool:

@@ -12,7 +12,7 @@ import tomllib
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
 from typing import Final
 
@@ -23,7 +23,7 @@ _MOST_TERMS: Final = 80
 _MOST_TOKENS: Final = 4000
 _GAP_WORDS: Final = 4
 _PICTURE_BYTES: Final = 8 * 1024  # smaller inline pictures are logos and tracking pixels
-_APOSTROPHES: Final = str.maketrans({"’": "'", "‘": "'", "`": "'", "´": "'", "‐": "-", "‑": "-", "–": "-", "\u00a0": " "})
+_ALIKE: Final = (("’", "'"), ("‘", "'"), ("`", "'"), ("´", "'"), ("‐", "-"), ("‑", "-"), ("–", "-"), ("\u00a0", " "))
 _TOKEN: Final = re.compile(r"[^\W_\u2e80-\u9fff\uac00-\ud7a3]+")
 _DENSE: Final = re.compile(r"[\u2e80-\u9fff\uac00-\ud7a3\uf900-\ufaff]")
 _CLAUSE_END: Final = re.compile(r"[.!?;:,\n。！？、，]")
@@ -41,6 +41,7 @@ class _Term:
 @dataclass(frozen=True, slots=True)
 class _Lists:
     words: dict[str, tuple[_Term, ...]]  # by the first word
+    longest: int  # of the openings
     openings: dict[str, tuple[_Term, ...]]  # by the first word's beginning, for terms such as explod*
     dense: dict[str, tuple[tuple[str, Flag], ...]]  # by the first character, for scripts without spaces
     negatable: frozenset[Flag]
@@ -64,7 +65,10 @@ def raise_flags(text: str, subject: str, mail: ParsedMail) -> tuple[frozenset[Fl
 
 
 def _folded(text: str) -> str:
-    return unicodedata.normalize("NFKC", text[:_LOOKED_AT]).translate(_APOSTROPHES).casefold()
+    folded = unicodedata.normalize("NFKC", text[:_LOOKED_AT])
+    for character, plain in _ALIKE:
+        folded = folded.replace(character, plain)
+    return folded.casefold()
 
 
 @cache
@@ -91,6 +95,7 @@ def _lists() -> _Lists:
     negations = data["negations"]
     return _Lists(
         words={key: tuple(terms) for key, terms in words.items()},
+        longest=max(map(len, openings), default=0),
         openings={key: tuple(terms) for key, terms in openings.items()},
         dense={key: tuple(terms) for key, terms in dense.items()},
         negatable=frozenset(negatable),
@@ -106,16 +111,25 @@ def _pieces(term: str) -> list[str]:
 
 def _spaced_terms(text: str) -> Iterator[tuple[Flag, str]]:
     lists = _lists()
-    tokens = [(match.group(0), match.start(), match.end()) for match in _TOKEN.finditer(text)][:_MOST_TOKENS]
-    shortest, longest = 2, max(map(len, lists.openings), default=0)
+    tokens = [(match.group(), *match.span()) for match in _TOKEN.finditer(text)][:_MOST_TOKENS]
     for index, (token, start, _) in enumerate(tokens):
-        candidates = list(lists.words.get(token, ()))
-        for size in range(shortest, min(len(token), longest) + 1):
-            candidates += lists.openings.get(token[:size], ())
-        for term in candidates:
+        for term in _known_terms(token) if len(token) <= _WORD_LENGTH else _terms(token):
             last = _match_rest(text, tokens, index, term.rest)
             if last is not None and not (term.flag in lists.negatable and _negated(text, tokens, index)):
                 yield term.flag, text[start : tokens[last][2]]
+
+
+def _terms(token: str) -> tuple[_Term, ...]:
+    """The terms that begin with this word."""
+    lists = _lists()
+    found = list(lists.words.get(token, ()))
+    for size in range(2, min(len(token), lists.longest) + 1):
+        found += lists.openings.get(token[:size], ())
+    return tuple(found)
+
+
+_WORD_LENGTH: Final = 30
+_known_terms: Final = lru_cache(maxsize=8192)(_terms)  # a language has few words, and they come again
 
 
 def _match_rest(text: str, tokens: list[tuple[str, int, int]], index: int, rest: tuple[str, ...]) -> int | None:

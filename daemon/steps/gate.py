@@ -22,6 +22,7 @@ from typing import Final
 
 from daemon.mime.bounce import returned_report_words
 from daemon.mime.quotation import QUOTE, marked
+from daemon.phrases import Phrases
 from daemon.vocab import Caps, Envelope, GateVerdict, History, Identity, Kind, Notice, ParsedMail, Verdict
 
 
@@ -31,10 +32,10 @@ class _Robots:
     system: re.Pattern[str]
     headers: frozenset[str]
     lists: frozenset[str]
-    subjects: re.Pattern[str]
+    subjects: Phrases
     receipts: re.Pattern[str]
-    acknowledgements: re.Pattern[str]
-    bodies: re.Pattern[str]
+    acknowledgements: Phrases
+    bodies: Phrases
     spam: tuple[tuple[str, re.Pattern[str]], ...]
 
 
@@ -46,10 +47,10 @@ def _robots() -> _Robots:
         system=_any(data["system"]),
         headers=frozenset(data["headers"]),
         lists=frozenset(data["lists"]),
-        subjects=_any(data["subjects"]),
+        subjects=Phrases(data["subjects"]),
         receipts=_any(data["receipts"]),
-        acknowledgements=_any(data["acknowledgements"]),
-        bodies=_any(data["bodies"]),
+        acknowledgements=Phrases(data["acknowledgements"]),
+        bodies=Phrases(data["bodies"]),
         spam=tuple((name, re.compile(pattern, re.IGNORECASE)) for name, pattern in data["spam"]),
     )
 
@@ -206,7 +207,7 @@ def _calendar(seen: _Seen) -> bool:
 def _robot_body(seen: _Seen) -> bool:
     lines, marks = marked(seen.envelope.inner)
     own = "\n".join(line for line, mark in zip(lines[:40], marks[:40], strict=True) if mark != QUOTE)
-    return _robots().bodies.search(unicodedata.normalize("NFKC", own[:700]).lower()) is not None
+    return _robots().bodies.found_in(unicodedata.normalize("NFKC", own[:700]).lower())
 
 
 # A person answers a robot's notice under its subject.
@@ -214,7 +215,7 @@ _ANSWER: Final = re.compile(r"(?:re|aw|antw|sv|vs|odp|rép|rif|res|r|ynt|回复|
 
 
 def _acknowledgement(seen: _Seen) -> bool:
-    return _ANSWER.match(seen.subject) is None and _robots().acknowledgements.search(seen.subject) is not None
+    return _ANSWER.match(seen.subject) is None and _robots().acknowledgements.found_in(seen.subject)
 
 
 def _spam(seen: _Seen) -> bool:
@@ -250,7 +251,7 @@ RULES: Final[tuple[Rule, ...]] = (
     Rule("report", _IGNORE, "A delivery, read or abuse report.", _report),
     Rule("null_return_path", _IGNORE, "The envelope sender is empty, so nothing may be answered (RFC 3834 section 2).", lambda seen: seen.mail.return_path == ""),
     Rule("auto_submitted", _IGNORE, "A program sent this by itself (Auto-Submitted).", _auto_submitted),
-    Rule("auto_reply_subject", _IGNORE, "The subject is that of an absence note or automatic reply.", lambda seen: _robots().subjects.search(seen.subject) is not None),
+    Rule("auto_reply_subject", _IGNORE, "The subject is that of an absence note or automatic reply.", lambda seen: _robots().subjects.found_in(seen.subject)),
     Rule("receipt_subject", _IGNORE, "A read receipt or the answer to an invitation.", lambda seen: _robots().receipts.search(seen.subject) is not None),
     Rule("machine_header", _IGNORE, "A header says that a machine wrote this.", _machine_header),
     Rule("precedence", _IGNORE, "Bulk, list or junk mail (Precedence).", _precedence),

@@ -23,6 +23,7 @@ import emoji
 import phonenumbers
 
 from daemon.languages import reply_language
+from daemon.phrases import literals
 from daemon.vocab import Attachment, Draft, Finding, OrderFacts, Severity
 
 MAX_REPLY_CHARACTERS = 4000
@@ -192,10 +193,10 @@ def _word_rules() -> _Words:
     for rule in _WORD_RULES:
         for word in _data()["words"][rule]:
             spaced = all(ord(c) < 0x2E80 for c in word)
-            literals = _literals(word)
-            for literal in literals:
+            needed = literals(word)
+            for literal in needed:
                 behind.setdefault(literal, []).append(len(expressions))
-            if not literals:
+            if not needed:
                 always.append(len(expressions))
             expressions.append((rule, rf"{_BEGIN}(?:{word}){_END}" if spaced else word))
     by_start: dict[str, list[str]] = {}
@@ -215,60 +216,6 @@ def _word_rules() -> _Words:
 @cache
 def _compiled(expression: str) -> re.Pattern[str]:
     return re.compile(expression, re.IGNORECASE)
-
-
-def _literals(expression: str) -> frozenset[str]:
-    """Plain texts in lower case of which every match of the expression contains at least one; empty when there are none.
-
-    Classes, escapes and whatever a ``? * {`` makes optional are left out.
-    """
-    return _literals_from(expression, 0)[0]
-
-
-def _literals_from(expression: str, position: int) -> tuple[frozenset[str], int]:
-    """The literals of the alternatives that begin at ``position``, and where their group ends."""
-    every: list[frozenset[str]] = []
-    best: frozenset[str] = frozenset()
-    run = ""
-    while position < len(expression) and expression[position] != ")":
-        character = expression[position]
-        inner: frozenset[str] = frozenset()
-        plain = False
-        if character == "|":
-            every.append(max(best, frozenset({run}), key=_telling))
-            best, run = frozenset(), ""
-            position += 1
-            continue
-        if character == "(":
-            head = re.compile(r"\((?:\?(?::|=|!|<=|<!))?").match(expression, position)
-            assert head is not None
-            inner, position = _literals_from(expression, head.end())
-            if head.group() not in ("(", "(?:"):  # it looks at the text around and takes none
-                inner = frozenset()
-        elif character == "[":
-            position = expression.index("]", position + 2)
-        elif character == "\\":
-            position += 1
-        else:
-            plain = character not in ".^$\n"
-        position += 1
-        quantifier = expression[position : position + 1]
-        if quantifier in ("?", "*", "{"):
-            plain, inner = False, frozenset()
-            position = expression.index("}", position) if quantifier == "{" else position
-        if plain:
-            run += character.lower()
-        if quantifier and quantifier in "?*{+":
-            position += 1 + (expression[position + 1 : position + 2] == "?")
-        if not plain or quantifier == "+":
-            best, run = max(best, frozenset({run}), inner, key=_telling), ""
-    every.append(max(best, frozenset({run}), key=_telling))
-    return (frozenset().union(*every) if all(map(_telling, every)) else frozenset()), position
-
-
-def _telling(literals: frozenset[str]) -> int:
-    """How much it says that one of the literals stands in a text: 0 for nothing, by the one that says least."""
-    return min((sum(1 if ord(c) < 0x2E80 else 3 for c in literal) for literal in literals), default=0)
 
 
 def _matches(text: str) -> Iterator[tuple[str, str]]:

@@ -582,6 +582,8 @@ def _order_ids(mail: ParsedMail, inner: str, wrapper: str, market: str | None) -
 
 
 _DIGIT: Final = re.compile(r"\d{3}")
+_FOUR_DIGITS: Final = re.compile(r"\d{4}")
+_NINE_DIGITS: Final = re.compile(r"\d{9}")
 
 
 def _halves(text: str) -> tuple[str, str]:
@@ -599,7 +601,7 @@ def _ids_in(text: str, market: str | None) -> list[tuple[str, str]]:
         found += [(m.start(), "amazon", "-".join(m.groups())) for m in _AMAZON_RUN.finditer(text)]
     found += [(m.start(), "ebay", m.group(1)) for m in _EBAY.finditer(text)]
     found += [(m.start(), "ebay", m.group(1)) for m in _EBAY_OLD.finditer(text)]
-    if market in ("walmart", "etsy", None):
+    if market in ("walmart", "etsy", None) and _NINE_DIGITS.search(text):
         for match in _LABELLED_NUMBER.finditer(text):
             value = match.group(1)
             if market == "walmart" or (market is None and len(value) in (13, 15)):
@@ -613,9 +615,12 @@ def _ids_in(text: str, market: str | None) -> list[tuple[str, str]]:
         for match in _HASH.finditer(text):
             if any(char.isdigit() for char in match.group(1)):
                 found.append((match.start(), "shopify", "#" + match.group(1).upper()))
-        found += [
-            (m.start(), "shopify", "#" + m.group(1).upper()) for m in _LABELLED_SHORT.finditer(text) if not _is_year(m.group(1))
-        ]
+        if _FOUR_DIGITS.search(text):
+            found += [
+                (m.start(), "shopify", "#" + m.group(1).upper())
+                for m in _LABELLED_SHORT.finditer(text)
+                if not _is_year(m.group(1))
+            ]
     found.sort(key=lambda entry: entry[0])
     return list(dict.fromkeys((shop, value) for _, shop, value in found))
 

@@ -87,9 +87,7 @@ def _normalised(raw: bytes, defects: set[str]) -> bytes:
         raw = raw.decode("utf-16", "replace").encode("utf-8", "replace")
         defects.add("utf16_message")
     raw = raw.removeprefix(b"\xef\xbb\xbf")
-    if b"\r" in raw:
-        raw = raw.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-    return raw.lstrip(b"\n")
+    return raw.replace(b"\r\n", b"\n").replace(b"\r", b"\n").lstrip(b"\n")
 
 
 def _all(fields: Fields, name: str) -> AddressList:
