@@ -34,6 +34,8 @@ LIST_BATCH = 500
 FETCH_BATCH = 200
 FETCH_BYTES = 8_000_000
 RESCAN_SECONDS = 900.0
+#: UIDs that a rescan compares at a time.
+RESCAN_WINDOW = 5_000
 #: A rescan goes at least this far back, and a day further than the last success.
 RESCAN_REACH = timedelta(days=3)
 #: Tries after which a message that the server does not give out is stored as far as it could be had.
@@ -199,12 +201,19 @@ class Ingest(Loop):
         )
 
     async def _recent(self, place: Folder, newest: int) -> list[int]:
-        """UIDs of mail that arrived lately, wherever the cursor stands."""
+        """UIDs of mail that arrived lately and is not stored, wherever the cursor stands.
+
+        Compared part by part: the list of a busy mailbox's days would be the largest thing in memory.
+        """
         since = self.clock.now() - RESCAN_REACH
         if place.last_success_at is not None:
             since = min(since, place.last_success_at - timedelta(days=1))
         lowest = await self._database.read(lambda c: folders.oldest_uid_to_rescan(c, place, since - timedelta(days=1)))
-        return await self._imap.uids_since(lowest, newest, since.date())
+        missing: list[int] = []
+        for start in range(lowest, newest + 1, RESCAN_WINDOW):
+            seen = await self._imap.uids_since(start, min(start + RESCAN_WINDOW - 1, newest), since.date())
+            missing += await self._database.read(lambda c, seen=seen: folders.unknown_uids(c, place, seen))  # type: ignore[misc]
+        return missing
 
     # ------------------------------------------------------------------ taking messages in
 
