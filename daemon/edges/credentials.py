@@ -7,19 +7,25 @@ OAuth2: Microsoft signs in by device code (RFC 8628). Google does not allow
 the mail scope there, so its sign-in is the authorization code with PKCE (RFC
 7636): the operator opens an address in any browser and pastes the address
 that the browser ends on. Tokens lie in ``data_dir/tokens/``, mode 0600, and
-are replaced on each refresh, because both providers may rotate them.
+are replaced on each refresh, because both providers may rotate them. A renewal
+that fails is noted beside them, for the alarm and for ``postsale status``; the
+present token serves until its end.
 """
 
 from __future__ import annotations
 
 import base64
+import fcntl
 import hashlib
 import json
 import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import parse_qs, urlencode, urlsplit
@@ -33,6 +39,11 @@ from daemon.errors import ConfigError, NeedsHuman, PostsaleError, Transient
 #: A token is renewed when this share of its life has passed, before a server ends the session on it.
 RENEW_AT_SHARE = 0.8
 TOKEN_REQUEST_SECONDS = 20.0
+#: After a renewal that failed, the next try comes this much later while the present token lives.
+RENEW_AGAIN_SECONDS = 60.0
+#: Days without a renewal after which a provider ends a sign-in ("Refresh tokens in the Microsoft identity platform",
+#: "Using OAuth 2.0 to Access Google APIs": six months).
+IDLE_DAYS = {"microsoft": 90.0, "google": 180.0}
 _GOOGLE_AUTHORIZE = "https://accounts.google.com/o/oauth2/v2/auth"
 _GOOGLE_TOKEN = "https://oauth2.googleapis.com/token"  # noqa: S105 - an address, not a secret
 _MICROSOFT = "https://login.microsoftonline.com/{tenant}/oauth2/v2.0/{what}"
@@ -42,6 +53,9 @@ _SCOPES = {
 }
 #: Where Google sends the browser; nothing listens there, the operator copies the address.
 _REDIRECT = "http://127.0.0.1:1/"
+
+
+_logger = log.get(__name__)
 
 
 class SignIn(Protocol):
@@ -68,6 +82,19 @@ class SignIn(Protocol):
     def session_seconds(self) -> float | None:
         """Seconds until a connection made now should be renewed; None: never."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class TokenState:
+    """What is known of one OAuth2 sign-in. Everything is None before the first one."""
+
+    signed_in_at: datetime | None = None  # when a person last did; unknown for tokens of earlier versions
+    renewed_at: datetime | None = None
+    access_ends: datetime | None = None  # of the access token in force
+    sign_in_ends: datetime | None = None  # when a person has to sign in again at the latest, as far as that is known
+    failing_since: datetime | None = None  # since when no renewal has come off
+    refused: bool = False  # the provider said no, and will go on saying so
+    problem: str | None = None  # what the last renewal failed of
 
 
 class PasswordSignIn:
@@ -103,9 +130,12 @@ class OAuthSignIn:
 
     def secret(self) -> str:
         with self._lock:
-            tokens = self._load()
+            tokens: Mapping[str, Any] = self._load()
             if time.time() >= tokens["renew_at"]:
-                tokens = self._refresh(tokens)
+                with self._alone():  # another connection or command may have renewed them meanwhile
+                    tokens = self._load()
+                    if time.time() >= tokens["renew_at"]:
+                        tokens = self._renew(tokens)
             token: str = tokens["access_token"]
             log.hide(token)
             return token
@@ -114,9 +144,33 @@ class OAuthSignIn:
         with self._lock:
             return max(float(self._load()["renew_at"] - time.time()), 1.0)
 
-    def expires_at(self) -> float | None:
-        """When the present access token ends, seconds since 1970; None before the first sign-in."""
-        return float(json.loads(self._file.read_text())["expires_at"]) if self._file.is_file() else None
+    def state(self) -> TokenState:
+        """What is known of the sign-in, from its file alone."""
+        if not self._file.is_file():
+            return TokenState()
+        tokens = self._load()
+        idle = self._credential.oauth_idle_days or IDLE_DAYS[self._credential.oauth or "microsoft"]
+        ends = [tokens.get("refresh_ends_at"), _days_after(tokens.get("renewed_at"), idle)]
+        ends.append(_days_after(tokens.get("signed_in_at"), self._credential.oauth_sign_in_days))
+        return TokenState(
+            signed_in_at=_moment(tokens.get("signed_in_at")),
+            renewed_at=_moment(tokens.get("renewed_at")),
+            access_ends=_moment(tokens["expires_at"]),
+            sign_in_ends=_moment(min((end for end in ends if end is not None), default=None)),
+            failing_since=_moment(tokens.get("failing_since")),
+            refused=tokens.get("refused", False),
+            problem=tokens.get("problem"),
+        )
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold every other process and connection off the token file: a refresh token may be good for one use."""
+        handle = os.open(self._file.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)
 
     def _load(self) -> dict[str, Any]:
         try:
@@ -125,24 +179,49 @@ class OAuthSignIn:
             raise NeedsHuman("sign_in_needed", f"run `postsale login {self._mailbox}` once") from error
         return tokens
 
-    def _refresh(self, tokens: Mapping[str, Any]) -> dict[str, Any]:
-        answer = self._ask(
-            token_url(self._credential), {"grant_type": "refresh_token", "refresh_token": tokens["refresh_token"]}
-        )
-        if "access_token" not in answer:
-            raise NeedsHuman(
-                "sign_in_needed", f"the sign-in was withdrawn ({answer.get('error')}); run `postsale login {self._mailbox}`"
+    def _renew(self, tokens: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Fresh tokens; those at hand when there are none to be had and these still live."""
+        form = {"grant_type": "refresh_token", "refresh_token": tokens["refresh_token"]}
+        try:
+            answer = self._ask(token_url(self._credential), form)
+            if "access_token" in answer:
+                return self._store(answer, tokens)
+            said = log.mask(str(answer.get("error")))[:100]
+            trouble: PostsaleError = NeedsHuman(
+                "sign_in_needed", f"the sign-in was withdrawn ({said}); run `postsale login {self._mailbox}`"
             )
-        return self._store(answer, tokens["refresh_token"])
+        except Transient as error:
+            trouble = error
+        now = time.time()
+        noted = {
+            **tokens,
+            "failing_since": tokens.get("failing_since", now),
+            "refused": isinstance(trouble, NeedsHuman),
+            "problem": str(trouble),
+        }
+        alive = now < tokens["expires_at"]
+        if alive:
+            noted["renew_at"] = min(now + RENEW_AGAIN_SECONDS, tokens["expires_at"])
+        write_private(self._file, json.dumps(noted))
+        if not alive:
+            raise trouble
+        _logger.warning("token.not_renewed", mailbox=self._mailbox, problem=str(trouble))
+        return noted
 
-    def _store(self, answer: Mapping[str, Any], refresh_token: str | None) -> dict[str, Any]:
+    def _store(self, answer: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Keep what the provider gave; ``before`` are the tokens that it renews, None when a person signed in."""
+        before = before or {}
         lifetime = float(answer.get("expires_in", 3600))
         now = time.time()
+        told = float(answer.get("refresh_token_expires_in") or 0)
         tokens = {
             "access_token": answer["access_token"],
-            "refresh_token": answer.get("refresh_token", refresh_token),
+            "refresh_token": answer.get("refresh_token", before.get("refresh_token")),
             "expires_at": now + lifetime,
             "renew_at": now + lifetime * RENEW_AT_SHARE,
+            "signed_in_at": before.get("signed_in_at") if before else now,
+            "renewed_at": now,
+            "refresh_ends_at": now + told if told > 0 else before.get("refresh_ends_at"),
         }
         if not tokens["refresh_token"]:
             raise NeedsHuman("sign_in_needed", "the provider gave no refresh token; allow offline access and sign in again")
@@ -178,7 +257,7 @@ class OAuthSignIn:
                 {"grant_type": "urn:ietf:params:oauth:grant-type:device_code", "device_code": str(asked["device_code"])},
             )
             if "access_token" in answer:
-                self._store(answer, None)
+                self._store(answer)
                 return
             if answer.get("error") == "slow_down":
                 interval += 5
@@ -217,7 +296,18 @@ class OAuthSignIn:
         )
         if "access_token" not in answer:
             raise NeedsHuman("sign_in_refused", f"the provider refused: {answer.get('error')}")
-        self._store(answer, None)
+        self._store(answer)
+
+
+def token_states(config: Config) -> dict[str, TokenState]:
+    """The state of every OAuth2 sign-in, by what follows ``postsale login`` to renew it."""
+    found: dict[str, TokenState] = {}
+    for mailbox in config.mailboxes:
+        ways = {mailbox.name: sign_in(config, mailbox)}
+        if mailbox.smtp_sign_in is not None:
+            ways[f"{mailbox.name} --smtp"] = sign_in(config, mailbox, smtp=True)
+        found |= {name: way.state() for name, way in ways.items() if isinstance(way, OAuthSignIn)}
+    return found
 
 
 def sign_in(config: Config, mailbox: MailboxConfig, *, smtp: bool = False) -> PasswordSignIn | OAuthSignIn:
@@ -283,6 +373,14 @@ def database_password(config: Config) -> str | None:
     """The database's password, when its URL needs one from a file."""
     file = config.service.database_password_file
     return read_secret_file(file, "service.database_password_file") if file else None
+
+
+def _moment(seconds: float | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+
+
+def _days_after(seconds: float | None, days: float | None) -> float | None:
+    return None if seconds is None or days is None else seconds + days * 86400
 
 
 def token_url(credential: Credential) -> str:
