@@ -75,7 +75,6 @@ class Ingest(Loop):
         self._max_message_bytes = max_message_bytes
         self._sign_in_pause = sign_in_pause
         self._arrived = arrived
-        self.trouble: str | None = None  # why the account is left alone for a while, for alarms
         self._lock = Lock(database, f"watch.{mailbox}")
         self._opened: Opened | None = None
         self._rescanned_at: float | None = None
@@ -152,7 +151,6 @@ class Ingest(Loop):
         except (Transient, NeedsHuman) as error:
             return Pace(0, await self._failed(error))
         self._failures = 0
-        self.trouble = None
         self._idle_failures = 0 if taken else self._idle_failures
         return Pace(taken)
 
@@ -295,8 +293,6 @@ class Ingest(Loop):
         await self._imap.drop()
         self._opened = None
         self._failures += 1
-        if isinstance(error, AccountTrouble | NeedsHuman):
-            self.trouble = str(error)
         wait = backoff(RECONNECT_BACKOFF_SECONDS, self._failures)
         if isinstance(error, SignInRefused | NeedsHuman):
             wait = self._sign_in_pause.total_seconds()  # more tries lock the account
