@@ -32,6 +32,10 @@ from daemon.errors import ConfigError, NeedsHuman, PostsaleError, Transient
 
 #: A token is renewed when this share of its life has passed, before a server ends the session on it.
 RENEW_AT_SHARE = 0.8
+#: After the token server failed: seconds until it should be asked again.
+ASK_AGAIN_SECONDS = 60.0
+#: Seconds of its life in which a token is no longer used.
+TOO_OLD_SECONDS = 30.0
 TOKEN_REQUEST_SECONDS = 20.0
 _GOOGLE_AUTHORIZE = "https://accounts.google.com/o/oauth2/v2/auth"
 _GOOGLE_TOKEN = "https://oauth2.googleapis.com/token"  # noqa: S105 - an address, not a secret
@@ -100,29 +104,50 @@ class OAuthSignIn:
         self._file = token_file
         self._client_secret = client_secret
         self._lock = threading.Lock()
+        self._ask_at = 0.0  # seconds since 1970; the token server failed, and while the token is good it can wait until then
 
     def secret(self) -> str:
         with self._lock:
             tokens = self._load()
             if time.time() >= tokens["renew_at"]:
-                tokens = self._refresh(tokens)
+                tokens = self._renewed(tokens)
             token: str = tokens["access_token"]
             log.hide(token)
             return token
 
     def session_seconds(self) -> float | None:
         with self._lock:
-            return max(float(self._load()["renew_at"] - time.time()), 1.0)
+            now = time.time()
+            return max(float(max(self._load()["renew_at"], self._ask_at) - now), 1.0)
+
+    def _renewed(self, tokens: dict[str, Any]) -> dict[str, Any]:
+        """Fresh tokens; the present ones while they are good and the token server is not."""
+        now = time.time()
+        good = now < tokens["expires_at"] - TOO_OLD_SECONDS
+        if good and now < self._ask_at <= now + ASK_AGAIN_SECONDS:
+            return tokens
+        try:
+            return self._refresh(tokens)
+        except Transient as error:
+            if good:
+                self._ask_at = now + ASK_AGAIN_SECONDS
+                return tokens
+            raise Transient(str(error), retry_after=ASK_AGAIN_SECONDS) from error
 
     def expires_at(self) -> float | None:
-        """When the present access token ends, seconds since 1970; None before the first sign-in."""
-        return float(json.loads(self._file.read_text())["expires_at"]) if self._file.is_file() else None
+        """When the present access token ends, seconds since 1970; None before the first sign-in and after it was withdrawn."""
+        try:
+            return float(self._load()["expires_at"])
+        except NeedsHuman:
+            return None
 
     def _load(self) -> dict[str, Any]:
         try:
             tokens: dict[str, Any] = json.loads(self._file.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise NeedsHuman("sign_in_needed", f"run `postsale login {self._mailbox}` once") from error
+        if "withdrawn" in tokens:
+            raise self._withdrawn(tokens["withdrawn"])
         return tokens
 
     def _refresh(self, tokens: Mapping[str, Any]) -> dict[str, Any]:
@@ -130,10 +155,13 @@ class OAuthSignIn:
             token_url(self._credential), {"grant_type": "refresh_token", "refresh_token": tokens["refresh_token"]}
         )
         if "access_token" not in answer:
-            raise NeedsHuman(
-                "sign_in_needed", f"the sign-in was withdrawn ({answer.get('error')}); run `postsale login {self._mailbox}`"
-            )
+            if answer.get("error") == "invalid_grant":  # for good (RFC 6749 section 5.2): nobody need ask again
+                write_private(self._file, json.dumps({**tokens, "withdrawn": "invalid_grant"}))
+            raise self._withdrawn(answer.get("error"))
         return self._store(answer, tokens["refresh_token"])
+
+    def _withdrawn(self, error: object) -> NeedsHuman:
+        return NeedsHuman("sign_in_needed", f"the sign-in was withdrawn ({error}); run `postsale login {self._mailbox}`")
 
     def _store(self, answer: Mapping[str, Any], refresh_token: str | None) -> dict[str, Any]:
         lifetime = float(answer.get("expires_in", 3600))

@@ -212,6 +212,27 @@ def test_a_token_server_in_trouble_is_transient_and_keeps_the_refresh_token(tmp_
     assert json.loads(_stored(tmp_path).read_text())["refresh_token"] == "r"
 
 
+def test_a_token_that_is_still_good_is_used_while_the_token_server_is_down(tmp_path: Path, server: TokenServer) -> None:
+    tokens = {"access_token": "old", "refresh_token": "r", "expires_at": time.time() + 600, "renew_at": 0}
+    credentials.write_private(_stored(tmp_path), json.dumps(tokens))
+    server.answers = [(503, {})]
+    way = _oauth(tmp_path, server)
+    assert [way.secret(), way.secret()] == ["old", "old"]
+    assert len(server.asked) == 1
+    assert (way.session_seconds() or 0) > 50  # the connection is not made anew each second meanwhile
+
+
+def test_a_withdrawn_sign_in_is_not_asked_for_again(tmp_path: Path, server: TokenServer) -> None:
+    tokens = {"access_token": "old", "refresh_token": "r", "expires_at": time.time() + 600, "renew_at": 0}
+    credentials.write_private(_stored(tmp_path), json.dumps(tokens))
+    server.answers = [(400, {"error": "invalid_grant"})]
+    for way in (_oauth(tmp_path, server), _oauth(tmp_path, server)):  # as reading and sending have
+        with pytest.raises(NeedsHuman, match="invalid_grant"):
+            way.secret()
+        assert way.expires_at() is None
+    assert len(server.asked) == 1
+
+
 def test_tokens_never_travel_readable(tmp_path: Path) -> None:
     with pytest.raises(PostsaleError, match="must be https"):
         credentials.post_form("http://token.example/token", {})

@@ -13,6 +13,8 @@ from sqlalchemy import Connection, insert, select, update
 
 from daemon.clock import FixedClock
 from daemon.config import AlarmConfig, Config, RunMode
+from daemon.edges.errors import SignInRefused
+from daemon.loops.account import Account
 from daemon.loops.care import Care
 from daemon.store import alarms, drafts, folders
 from daemon.store.db import Database
@@ -159,6 +161,16 @@ async def test_an_account_a_sign_in_a_loop_and_the_disk_are_watched(ward: Ward, 
         ("token_expired", "never"),
         ("disk_low", ""),
     ]
+
+
+async def test_an_account_that_cannot_be_read_is_told_at_the_next_look(ward: Ward) -> None:
+    account = Account(ward.office.database, "shop", pause=timedelta(minutes=15))
+    await account.refused(SignInRefused("login as shop refused"), ward.office.clock.now())
+    ward.troubles["shop"] = "535 no"
+    assert await ward.care.look(ward.office.clock.now()) == [("breaker_open", "shop", "login as shop refused; 535 no")]
+    ward.troubles.clear()
+    await account.accepted()
+    assert await ward.names() == []
 
 
 async def test_a_deaf_webhook_does_not_stop_the_service(ward: Ward) -> None:
