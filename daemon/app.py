@@ -420,9 +420,8 @@ class App:
         return [loop.name for loop in self.loops if not loop.healthy]
 
     def _troubles(self) -> dict[str, str]:
-        """Mailboxes whose account is left alone for a while, and why."""
-        watched: list[Deliver | Ingest] = [*self.senders, *self.ingests]
-        return {each.mailbox: each.trouble for each in watched if each.trouble}
+        """Mailboxes whose account for sending is left alone for a while, and why."""
+        return {sender.mailbox: sender.trouble for sender in self.senders if sender.trouble}
 
     def _summary(self) -> str:
         """The line that ``systemctl status`` shows while all is well."""

@@ -39,8 +39,10 @@ from daemon.errors import ConfigError, NeedsHuman, PostsaleError, Transient
 #: A token is renewed when this share of its life has passed, before a server ends the session on it.
 RENEW_AT_SHARE = 0.8
 TOKEN_REQUEST_SECONDS = 20.0
-#: After a renewal that failed, the next try comes this much later while the present token lives.
-RENEW_AGAIN_SECONDS = 60.0
+#: After the token server failed: seconds until it should be asked again.
+ASK_AGAIN_SECONDS = 60.0
+#: Seconds of its life in which a token is no longer used.
+TOO_OLD_SECONDS = 30.0
 #: Days without a renewal after which a provider ends a sign-in ("Refresh tokens in the Microsoft identity platform",
 #: "Using OAuth 2.0 to Access Google APIs": six months).
 IDLE_DAYS = {"microsoft": 90.0, "google": 180.0}
@@ -93,7 +95,7 @@ class TokenState:
     access_ends: datetime | None = None  # of the access token in force
     sign_in_ends: datetime | None = None  # when a person has to sign in again at the latest, as far as that is known
     failing_since: datetime | None = None  # since when no renewal has come off
-    refused: bool = False  # the provider said no, and will go on saying so
+    withdrawn: bool = False  # the provider said no for good
     problem: str | None = None  # what the last renewal failed of
 
 
@@ -148,7 +150,7 @@ class OAuthSignIn:
         """What is known of the sign-in, from its file alone."""
         if not self._file.is_file():
             return TokenState()
-        tokens = self._load()
+        tokens: dict[str, Any] = json.loads(self._file.read_text(encoding="utf-8"))
         idle = self._credential.oauth_idle_days or IDLE_DAYS[self._credential.oauth or "microsoft"]
         ends = [tokens.get("refresh_ends_at"), _days_after(tokens.get("renewed_at"), idle)]
         ends.append(_days_after(tokens.get("signed_in_at"), self._credential.oauth_sign_in_days))
@@ -158,7 +160,7 @@ class OAuthSignIn:
             access_ends=_moment(tokens["expires_at"]),
             sign_in_ends=_moment(min((end for end in ends if end is not None), default=None)),
             failing_since=_moment(tokens.get("failing_since")),
-            refused=tokens.get("refused", False),
+            withdrawn="withdrawn" in tokens,
             problem=tokens.get("problem"),
         )
 
@@ -177,34 +179,36 @@ class OAuthSignIn:
             tokens: dict[str, Any] = json.loads(self._file.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise NeedsHuman("sign_in_needed", f"run `postsale login {self._mailbox}` once") from error
+        if "withdrawn" in tokens:
+            raise self._withdrawn(tokens["withdrawn"])
         return tokens
 
+    def _withdrawn(self, error: object) -> NeedsHuman:
+        return NeedsHuman("sign_in_needed", f"the sign-in was withdrawn ({error}); run `postsale login {self._mailbox}`")
+
     def _renew(self, tokens: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Fresh tokens; those at hand when there are none to be had and these still live."""
+        """Fresh tokens; the present ones while they are good and the token server is not."""
         form = {"grant_type": "refresh_token", "refresh_token": tokens["refresh_token"]}
         try:
             answer = self._ask(token_url(self._credential), form)
-            if "access_token" in answer:
-                return self._store(answer, tokens)
-            said = log.mask(str(answer.get("error")))[:100]
-            trouble: PostsaleError = NeedsHuman(
-                "sign_in_needed", f"the sign-in was withdrawn ({said}); run `postsale login {self._mailbox}`"
-            )
         except Transient as error:
-            trouble = error
+            return self._put_off(tokens, error)
+        if "access_token" in answer:
+            return self._store(answer, tokens)
+        if answer.get("error") == "invalid_grant":  # for good (RFC 6749 section 5.2): nobody need ask again
+            write_private(self._file, json.dumps({**tokens, "withdrawn": "invalid_grant"}))
+        raise self._withdrawn(answer.get("error"))
+
+    def _put_off(self, tokens: Mapping[str, Any], trouble: Transient) -> Mapping[str, Any]:
+        """Note that a renewal failed, and when the next one is due for everybody; raises Transient when the token is too old."""
         now = time.time()
-        noted = {
-            **tokens,
-            "failing_since": tokens.get("failing_since", now),
-            "refused": isinstance(trouble, NeedsHuman),
-            "problem": str(trouble),
-        }
-        alive = now < tokens["expires_at"]
-        if alive:
-            noted["renew_at"] = min(now + RENEW_AGAIN_SECONDS, tokens["expires_at"])
+        noted = {**tokens, "failing_since": tokens.get("failing_since", now), "problem": str(trouble)}
+        good = now < tokens["expires_at"] - TOO_OLD_SECONDS
+        if good:
+            noted["renew_at"] = min(now + ASK_AGAIN_SECONDS, tokens["expires_at"] - TOO_OLD_SECONDS)
         write_private(self._file, json.dumps(noted))
-        if not alive:
-            raise trouble
+        if not good:
+            raise Transient(str(trouble), retry_after=ASK_AGAIN_SECONDS) from trouble
         _logger.warning("token.not_renewed", mailbox=self._mailbox, problem=str(trouble))
         return noted
 

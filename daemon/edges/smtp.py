@@ -95,6 +95,9 @@ class Smtp:
         self._local_hostname = local_hostname
         self._kept: list[tuple[aiosmtplib.SMTP, float]] = []
         self._room = asyncio.Semaphore(server.max_connections)
+        self._signing_in = asyncio.Lock()
+        self._refused: AccountTrouble | None = None  # the last sign-in's failure, for those who waited for it
+        self._sign_ins = 0
 
     async def send(
         self, envelope_from: str, recipient: str, mime: bytes, *, on_granted: Callable[[], Awaitable[None]]
@@ -148,7 +151,18 @@ class Smtp:
             if client.is_connected and now - since < KEEP_SECONDS:
                 return client
             await _quit(client)
-        return await self._connect()
+        before = self._sign_ins
+        async with self._signing_in:  # one at a time: what one is refused, another need not ask for
+            if self._sign_ins != before and self._refused is not None:
+                raise type(self._refused)(str(self._refused))
+            self._refused = None
+            try:
+                return await self._connect()
+            except AccountTrouble as error:
+                self._refused = error
+                raise
+            finally:
+                self._sign_ins += 1
 
     async def _connect(self) -> aiosmtplib.SMTP:
         server = self._server
@@ -200,7 +214,10 @@ class Smtp:
             raise Deferred(Phase.CONNECT, None, _one_line(error)) from error
 
     async def _log_in(self, client: aiosmtplib.SMTP, sign_in: SignIn) -> None:
-        secret = await asyncio.to_thread(sign_in.secret)
+        try:
+            secret = await asyncio.to_thread(sign_in.secret)
+        except Transient as error:  # the token server, not this one
+            raise Deferred(Phase.CONNECT, None, str(error)) from error
         offered = client.server_auth_methods
         # one method, once: three tries with a wrong password lock accounts
         if sign_in.oauth:

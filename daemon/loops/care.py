@@ -24,7 +24,7 @@ from daemon.loops import staff
 from daemon.loops.staff import Desk
 from daemon.loops.upkeep import Task
 from daemon.steps.approval.notices import Reader, Rendered, seal, to_html
-from daemon.store import alarms, forgetting, labelling, outbox, reports, settings
+from daemon.store import accounts, alarms, forgetting, labelling, outbox, reports, settings
 from daemon.store.alarms import Alarm
 from daemon.vocab import DeliveryKind, Outgoing
 
@@ -126,7 +126,7 @@ class Care:
         usual = await self._db.read(lambda c: reports.usual_rate(c, now=now, window=quiet, days=USUAL_DAYS))
         seen: Seen = [("loop_stalled", name, "the loop makes no progress") for name in self._stalled()]
         seen += self._mailboxes(view, usual, now)
-        seen += [("breaker_open", name, why) for name, why in self._troubles().items()]
+        seen += [("breaker_open", name, why) for name, why in (await self._turned_away()).items()]
         lost = self._orders()
         seen += [("orders_down", "", lost)] if lost else []
         seen += [
@@ -141,6 +141,15 @@ class Care:
             seen.append(("disk_low", "", f"{free} MB are free where the data lies"))
         return seen
 
+    async def _turned_away(self) -> dict[str, str]:
+        """Mailboxes whose account, for reading or for sending, is left alone for a while, and why."""
+        why = {name: [trouble] for name, trouble in self._troubles().items()}
+        for mailbox in self._config.mailboxes:
+            refusal = await self._db.read(lambda c, m=mailbox: accounts.refusal(c, m.name))  # type: ignore[misc]
+            if refusal is not None:
+                why.setdefault(mailbox.name, []).insert(0, refusal.why)
+        return {name: "; ".join(dict.fromkeys(reasons)) for name, reasons in why.items()}
+
     def _sign_ins(self, now: datetime) -> Seen:
         """OAuth2 sign-ins that have ended or are about to. A token that nobody has tried to renew yet is no trouble."""
         soon = now + timedelta(days=self._config.alarms.token_days)
@@ -150,7 +159,7 @@ class Care:
             failing = token.failing_since is not None
             if token.access_ends is None:
                 seen.append(("token_expired", name, f"nobody has signed in; {mend}"))
-            elif token.refused or (token.sign_in_ends is not None and token.sign_in_ends <= now):
+            elif token.withdrawn or (token.sign_in_ends is not None and token.sign_in_ends <= now):
                 seen.append(("token_expired", name, f"the OAuth2 sign-in has ended; {mend}"))
             elif failing and token.access_ends <= now:
                 seen.append(("token_expired", name, f"the token has ended and cannot be renewed: {token.problem}"))

@@ -25,6 +25,7 @@ from daemon.edges.errors import AccountTrouble
 from daemon.edges.imap import Imap
 from daemon.edges.smtp import Deferred, Lost, Phase, Refused, Smtp
 from daemon.errors import ConfigError, NeedsHuman, Transient
+from daemon.loops.account import AFTER_THE_WATCHER, Account, SignInTrouble
 from daemon.loops.loop import Loop, Pace
 from daemon.steps import frozen
 from daemon.store import outbox
@@ -102,6 +103,7 @@ class Deliver(Loop):
         self._boot_id = boot_id
         self._evidence_minutes = evidence_minutes
         self._breaker = breaker
+        self._account = Account(database, mailbox, pause=breaker)  # of the Sent folder
         self.trouble: str | None = None  # why the account is left alone for a while, for alarms
         self._append_to_sent = append_to_sent and sent is not None
         self._max_connections = max_connections
@@ -408,28 +410,47 @@ class Deliver(Loop):
         return len(rows)
 
     async def _is_in_sent(self, row: Delivery, since: datetime) -> bool:
+        if self._sent is None or not await self._may_look():
+            return False
+        signed_in = self._sent.connected
+        try:
+            found = await self._sent.find_in_sent(row.message_id, since=since.date())
+        except (Transient, NeedsHuman, ConfigError) as error:
+            await self._cannot_look(error)
+            return False
+        if not signed_in:
+            await self._account.accepted()
+        return found
+
+    async def _may_look(self) -> bool:
+        """Whether the Sent folder can be asked without a sign-in that is known to be refused."""
         if self._sent is None:
             return False
-        try:
-            return await self._sent.find_in_sent(row.message_id, since=since.date())
-        except (Transient, NeedsHuman) as error:
-            _logger.warning("sent_folder.unreachable", mailbox=self.mailbox, problem=str(error))
-            return False
+        return self._sent.connected or not await self._account.closed(self.clock.now(), longer=AFTER_THE_WATCHER)
+
+    async def _cannot_look(self, error: Exception) -> None:
+        _logger.warning("sent_folder.unreachable", mailbox=self.mailbox, problem=str(error))
+        if isinstance(error, SignInTrouble):
+            await self._account.refused(error, self.clock.now())
 
     async def _copy_to_sent(self, now: datetime) -> int:
         if not self._append_to_sent or self._stopping or self.clock.monotonic() < self._copies_at:
             return 0
         self._copies_at = self.clock.monotonic() + COPY_EVERY_SECONDS
         rows = await self._database.read(lambda c: outbox.without_copy(c, self.mailbox, before=now - COPY_AFTER))
-        if not rows or self._sent is None:
+        if not rows or self._sent is None or not await self._may_look():
             return 0
+        signed_in = self._sent.connected
         try:
             for row in rows:
                 if not await self._sent.find_in_sent(row.message_id, since=row.created_at.date()):
                     await self._sent.append_to_sent(row.mime)
                 await self._write(partial(outbox.copied, delivery_id=row.id, now=self.clock.now()))
-        except (Transient, NeedsHuman) as error:
-            _logger.warning("sent_folder.unreachable", mailbox=self.mailbox, problem=str(error))
+        except (Transient, NeedsHuman, ConfigError) as error:
+            await self._cannot_look(error)
+            return 0
+        if not signed_in:
+            await self._account.accepted()
         return 0
 
     # ------------------------------------------------------------------ the store

@@ -18,9 +18,9 @@ from typing import Any
 from daemon import log
 from daemon.clock import RECONNECT_BACKOFF_SECONDS, Clock, backoff
 from daemon.config import ImapConfig
-from daemon.edges.errors import AccountTrouble, SignInRefused
-from daemon.edges.imap import Imap, Listed, MessageRefused, Opened
-from daemon.errors import NeedsHuman, Transient
+from daemon.edges.imap import FolderMissing, Imap, Listed, MessageRefused, Opened
+from daemon.errors import ConfigError, NeedsHuman, Transient
+from daemon.loops.account import Account, SignInTrouble
 from daemon.loops.loop import Loop, Pace
 from daemon.store import cases, folders
 from daemon.store.db import Database
@@ -42,8 +42,8 @@ IDLE_SLICE_SECONDS = 60.0
 #: IDLE failures in a row after which polling has to do, until the next connection that holds.
 IDLE_TRIES = 3
 LOCK_RETRY_SECONDS = 5.0
-#: Least wait when the server says that something is wrong with the account or the folder.
-ACCOUNT_TROUBLE_SECONDS = 15.0
+#: Least wait when the folder cannot be opened.
+FOLDER_MISSING_SECONDS = 15.0
 
 _logger = log.get(__name__)
 
@@ -75,6 +75,8 @@ class Ingest(Loop):
         self._max_message_bytes = max_message_bytes
         self._sign_in_pause = sign_in_pause
         self._arrived = arrived
+        self._account = Account(database, mailbox, pause=sign_in_pause)
+        self._tried = False  # whether this life has signed in; the first try is made whatever an earlier life saw
         self._lock = Lock(database, f"watch.{mailbox}")
         self._opened: Opened | None = None
         self._rescanned_at: float | None = None
@@ -147,8 +149,10 @@ class Ingest(Loop):
         try:
             if not await asyncio.to_thread(self._lock.acquire):
                 return Pace(0, LOCK_RETRY_SECONDS)
+            if self._tried and not self._imap.connected and (closed := await self._account.closed(self.clock.now())):
+                return Pace(0, closed.total_seconds())
             taken = await self._round()
-        except (Transient, NeedsHuman) as error:
+        except (Transient, NeedsHuman, ConfigError) as error:
             return Pace(0, await self._failed(error))
         self._failures = 0
         self._idle_failures = 0 if taken else self._idle_failures
@@ -158,7 +162,9 @@ class Ingest(Loop):
         if self._imap.due_for_renewal:
             await self._imap.drop()
         if not self._imap.connected or self._opened is None:
+            self._tried = True
             self._opened = await self._imap.open()
+            await self._account.accepted()
             self._rescanned_at = None
         opened = self._opened
         place = await self._place(opened)
@@ -288,21 +294,24 @@ class Ingest(Loop):
 
     # ------------------------------------------------------------------ failing
 
-    async def _failed(self, error: Transient | NeedsHuman) -> float:
+    async def _failed(self, error: Transient | NeedsHuman | ConfigError) -> float:
         """Write the failure down and say how long to wait."""
         await self._imap.drop()
         self._opened = None
         self._failures += 1
         wait = backoff(RECONNECT_BACKOFF_SECONDS, self._failures)
-        if isinstance(error, SignInRefused | NeedsHuman):
+        turned_away = isinstance(error, SignInTrouble) and not isinstance(error, FolderMissing)
+        if turned_away:
             wait = self._sign_in_pause.total_seconds()  # more tries lock the account
-        elif isinstance(error, AccountTrouble):
-            wait = max(wait, ACCOUNT_TROUBLE_SECONDS)
+        elif isinstance(error, FolderMissing):
+            wait = max(wait, FOLDER_MISSING_SECONDS)
         elif isinstance(error, Transient) and error.retry_after is not None:
             wait = max(wait, error.retry_after)
         self._try_at = self.clock.monotonic() + wait
         _logger.warning("mailbox.unreachable", mailbox=self.mailbox, problem=str(error), retry_seconds=round(wait))
         with contextlib.suppress(Transient):  # the database may be what failed
+            if turned_away:
+                await self._account.refused(error, self.clock.now())
             await self._database.write(
                 lambda c: folders.failed(c, self.mailbox, self._server.folder, error=str(error), now=self.clock.now())
             )

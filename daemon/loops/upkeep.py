@@ -17,8 +17,9 @@ from sqlalchemy import Connection
 from daemon import log as logging
 from daemon.clock import Clock
 from daemon.config import ApproverConfig, MailboxConfig
-from daemon.errors import NeedsHuman, Permanent, Transient
+from daemon.errors import ConfigError, NeedsHuman, Permanent, Transient
 from daemon.loops import commands, staff
+from daemon.loops.account import AFTER_THE_WATCHER, Account, SignInTrouble
 from daemon.loops.loop import Loop, Pace
 from daemon.loops.staff import Desk
 from daemon.store import drafts, outbox, requests, tokens
@@ -73,7 +74,7 @@ class Upkeep(Loop):
             self._last[task.name] = now
             try:
                 done += await task.run(now)
-            except (Transient, Permanent) as error:
+            except (Transient, Permanent, NeedsHuman, ConfigError) as error:
                 log.warning("upkeep.task_failed", task=task.name, problem=str(error))
             self.beat()
         due = await self._next_due()
@@ -174,8 +175,17 @@ class Approvals:
             found = await self._db.read(lambda c, m=mailbox: requests.answerable(c, m.name))  # type: ignore[misc]
             if not found:
                 continue
+            pause = timedelta(minutes=self._desk.config.delivery.breaker_minutes)
+            account = Account(self._db, mailbox.name, pause=pause)
+            if await account.closed(now, longer=AFTER_THE_WATCHER):
+                continue
             since = min(case.received_at for case in found).date()
-            seen = await self._answered(mailbox.name, [case.message_id for case in found], since)
+            try:
+                seen = await self._answered(mailbox.name, [case.message_id for case in found], since)
+            except SignInTrouble as error:
+                log.warning("sent_folder.unreachable", mailbox=mailbox.name, problem=str(error))
+                await account.refused(error, now)
+                continue
             for case in found:
                 if case.message_id in seen:
                     await self._db.write(lambda c, k=case: drafts.answered_by_hand(c, k.case_id, actor=ACTOR, now=now))  # type: ignore[misc]

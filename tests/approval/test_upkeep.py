@@ -9,7 +9,7 @@ import pytest
 
 from daemon.clock import FixedClock
 from daemon.config import RunMode
-from daemon.errors import Transient
+from daemon.errors import NeedsHuman, Transient
 from daemon.loops.upkeep import PEOPLE_PER_HOUR, Approvals, Task, Upkeep
 from daemon.store import drafts
 from daemon.store.db import Database
@@ -296,6 +296,22 @@ async def test_a_reply_seen_in_sent_closes_or_withdraws(sqlite_database: Databas
     assert states == ["closed", "withdrawn", "awaiting_approval"]
     texts = [text_of(n) for n in await office.notices(waiting, to="anna")]
     assert any("your own reply was seen" in t for t in texts)
+
+
+async def test_a_sent_folder_behind_a_refused_sign_in_is_left_alone(sqlite_database: Database, clock: FixedClock) -> None:
+    office = Office(sqlite_database, clock)
+    await office.draft_waits()
+    tries: list[datetime] = []
+
+    async def answered(_mailbox: str, _ids: Sequence[str], _since: date) -> set[str]:
+        tries.append(clock.now())
+        raise NeedsHuman("sign_in_needed", "run `postsale login shop` once")
+
+    office.upkeep = Approvals(office.desk, on_notice=lambda: None, answered=answered)
+    for _ in range(12):
+        await office.upkeep.own_replies(clock.now())
+        clock.advance(timedelta(minutes=5))
+    assert len(tries) == 3
 
 
 # --------------------------------------------------------------------------- trouble

@@ -220,24 +220,41 @@ def _put(tmp_path: Path, **values: Any) -> None:
     credentials.write_private(_stored(tmp_path), json.dumps(tokens))
 
 
-@pytest.mark.parametrize(("answer", "refused"), [((503, {}), False), ((400, {"error": "invalid_grant"}), True)])
-def test_a_token_that_cannot_be_renewed_serves_until_its_end_and_says_so(
-    tmp_path: Path, server: TokenServer, answer: tuple[int, dict[str, Any]], refused: bool
-) -> None:
+def test_a_token_that_is_still_good_is_used_while_the_token_server_is_down(tmp_path: Path, server: TokenServer) -> None:
+    tokens = {"access_token": "old", "refresh_token": "r", "expires_at": time.time() + 600, "renew_at": 0}
+    credentials.write_private(_stored(tmp_path), json.dumps(tokens))
+    server.answers = [(503, {})]
+    way = _oauth(tmp_path, server)
+    assert [way.secret(), way.secret()] == ["old", "old"]
+    assert len(server.asked) == 1
+    assert (way.session_seconds() or 0) > 50  # the connection is not made anew each second meanwhile
+
+
+def test_a_withdrawn_sign_in_is_not_asked_for_again(tmp_path: Path, server: TokenServer) -> None:
+    tokens = {"access_token": "old", "refresh_token": "r", "expires_at": time.time() + 600, "renew_at": 0}
+    credentials.write_private(_stored(tmp_path), json.dumps(tokens))
+    server.answers = [(400, {"error": "invalid_grant"})]
+    for way in (_oauth(tmp_path, server), _oauth(tmp_path, server)):  # as reading and sending have
+        with pytest.raises(NeedsHuman, match="invalid_grant"):
+            way.secret()
+        assert way.state().withdrawn
+    assert len(server.asked) == 1
+
+
+def test_a_renewal_that_fails_is_noted_until_one_works(tmp_path: Path, server: TokenServer) -> None:
     _put(tmp_path)
-    server.answers = [answer, (200, {"access_token": "access-2", "expires_in": 1000})]
+    server.answers = [(503, {}), (200, {"access_token": "access-2", "expires_in": 1000})]
     way, before = _oauth(tmp_path, server), time.time()
     assert way.secret() == "old"
-    assert way.secret() == "old"  # and the provider is left alone for a minute
+    assert _oauth(tmp_path, server).secret() == "old"  # the other connections leave the server alone too
     assert len(server.asked) == 1
-    assert 50 < (way.session_seconds() or 0) <= credentials.RENEW_AGAIN_SECONDS
     state = way.state()
-    assert (state.refused, state.problem is not None) == (refused, True)
+    assert (state.withdrawn, state.problem) == (False, "token server answers 503")
     assert state.failing_since is not None
     assert state.failing_since.timestamp() >= before
     _put(tmp_path, **{**json.loads(_stored(tmp_path).read_text()), "renew_at": 0})
     assert way.secret() == "access-2"
-    assert (way.state().failing_since, way.state().refused, way.state().problem) == (None, False, None)
+    assert (way.state().failing_since, way.state().problem) == (None, None)
 
 
 def test_failures_in_a_row_count_from_the_first(tmp_path: Path, server: TokenServer) -> None:

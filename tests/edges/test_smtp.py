@@ -200,6 +200,17 @@ async def test_a_refused_login_is_tried_once(certificates: Path) -> None:
     server.close()
 
 
+async def test_mails_that_wait_for_a_sign_in_share_its_refusal(certificates: Path) -> None:
+    """Two tries at once, with a password that is refused, would bring a lock-out twice as near."""
+    server = FakeSmtp(password="right")
+    smtp = smtp_at(server.port, login=Login(password="wrong"), max_connections=2)
+    outcomes = await asyncio.gather(send(smtp), send(smtp), return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [SignInRefused, SignInRefused]
+    assert len(server.auth_tries) == 1
+    await smtp.close()
+    server.close()
+
+
 async def test_xoauth2_and_its_error_challenge() -> None:
     server = FakeSmtp()
     server.token = "good"

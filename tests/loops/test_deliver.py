@@ -20,7 +20,7 @@ from daemon.edges.imap import Imap
 from daemon.edges.smtp import Smtp
 from daemon.loops import deliver as deliver_module
 from daemon.loops.deliver import Deliver
-from daemon.store import cases, outbox, settings
+from daemon.store import accounts, cases, outbox, settings
 from daemon.store.db import Database
 from daemon.store.tables import cases as case_table
 from daemon.store.tables import outbox as table
@@ -386,6 +386,30 @@ async def test_a_restart_in_the_middle_of_data_asks_before_it_sends(
         await state.loop.run_until_idle()
     assert [t.message_id for t in smtp.taken] == [outgoing(1).message_id]
     assert state_of(database, pairs[1][1]) == "uncertain"
+
+
+async def test_a_sign_in_that_the_watcher_was_refused_is_not_tried_for_copies(
+    sqlite_database: Database, clock: FixedClock, smtp: FakeSmtp
+) -> None:
+    """Reading, evidence and copies share one account: together they must not lock it."""
+    sqlite_database.write_now(lambda c: queue_reply(c, 1, clock.now()))
+    sent = FakeImap(password="changed")
+    async with sending(sqlite_database, clock, smtp, sent=sent, append_to_sent=True) as state:
+        await state.loop.run_until_idle()
+        for _ in range(60):
+            clock.advance(timedelta(minutes=1))
+            await state.loop.run_until_idle()
+        assert 1 <= len(sent.logins) <= 4
+        refusal = sqlite_database.read_now(lambda c: accounts.refusal(c, "shop"))
+        assert refusal is not None
+        assert "refused" in refusal.why
+        sent.password = "correct horse"
+        for _ in range(17):
+            clock.advance(timedelta(minutes=1))
+            await state.loop.run_until_idle()
+    assert sqlite_database.read_now(lambda c: accounts.refusal(c, "shop")) is None
+    assert len(sent.folders["Sent"].messages) == 1
+    sent.close()
 
 
 async def test_copies_are_put_into_sent_once_and_only_where_missing(

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,9 +15,12 @@ from sqlalchemy import select
 
 from daemon.clock import SystemClock
 from daemon.config import ImapConfig, TlsMode
+from daemon.edges.credentials import PasswordSignIn, read_secret_file
+from daemon.edges.errors import SignInRefused
 from daemon.edges.imap import Imap
+from daemon.loops.account import Account
 from daemon.loops.ingest import Ingest
-from daemon.store import folders
+from daemon.store import accounts, folders
 from daemon.store.db import Database
 from daemon.store.tables import cases, raw_mail
 from tests.edges.accounts import Login
@@ -244,6 +248,45 @@ async def test_a_refused_login_waits_for_the_breaker(database: Database, server:
         for _ in range(5):
             await watch.loop.step()
     assert len(server.logins) == 1
+
+
+async def test_a_refusal_that_somebody_else_met_is_heeded_and_a_restart_tries_at_once(
+    database: Database, server: FakeImap
+) -> None:
+    async with watching(database, server) as watch:
+        await watch.loop.step()
+        await Account(database, "shop", pause=timedelta(minutes=15)).refused(SignInRefused("no"), SystemClock().now())
+        await watch.imap.drop()
+        pace = await watch.loop.step()
+        assert 14 * 60 < (pace.next_seconds or 0) <= 15 * 60
+        assert len(server.logins) == 1
+    async with watching(database, server) as again:
+        assert await again.loop.run_until_idle() == 0
+    assert len(server.logins) == 2
+    assert database.read_now(lambda c: accounts.refusal(c, "shop")) is None
+
+
+@pytest.mark.parametrize(
+    "answer", [b"NO [ALERT] Too many simultaneous connections", b"NO [UNAVAILABLE] Temporary authentication failure"]
+)
+async def test_a_login_that_is_put_off_is_not_tried_every_few_seconds(
+    database: Database, server: FakeImap, answer: bytes
+) -> None:
+    server.login_answer = answer
+    async with watching(database, server) as watch:
+        assert (await watch.loop.step()).next_seconds == 15 * 60
+
+
+async def test_a_password_that_is_gone_for_a_while_does_not_end_the_watch(database: Database, server: FakeImap) -> None:
+    """A file that is being written anew is empty for a moment."""
+    way = PasswordSignIn("shop@example.test", lambda: read_secret_file(Path("/nowhere/password"), "sign_in.password_file"))
+    async with watching(database, server) as watch:
+        watch.imap._sign_in = way
+        pace = await watch.loop.step()
+        assert pace.next_seconds == 15 * 60
+    refusal = database.read_now(lambda c: accounts.refusal(c, "shop"))
+    assert refusal is not None
+    assert "sign_in.password_file" in refusal.why
 
 
 async def test_one_watcher_per_mailbox(database: Database, connect: Callable[[], Database], server: FakeImap) -> None:

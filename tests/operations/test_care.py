@@ -14,6 +14,8 @@ from sqlalchemy import Connection, insert, select, update
 from daemon.clock import FixedClock
 from daemon.config import AlarmConfig, Config, RunMode
 from daemon.edges.credentials import TokenState
+from daemon.edges.errors import SignInRefused
+from daemon.loops.account import Account
 from daemon.loops.care import Care
 from daemon.store import alarms, drafts, folders
 from daemon.store.db import Database
@@ -161,6 +163,16 @@ async def test_an_account_the_orders_a_loop_and_the_disk_are_watched(ward: Ward,
     ]
 
 
+async def test_an_account_that_cannot_be_read_is_told_at_the_next_look(ward: Ward) -> None:
+    account = Account(ward.office.database, "shop", pause=timedelta(minutes=15))
+    await account.refused(SignInRefused("login as shop refused"), ward.office.clock.now())
+    ward.troubles["shop"] = "535 no"
+    assert await ward.care.look(ward.office.clock.now()) == [("breaker_open", "shop", "login as shop refused; 535 no")]
+    ward.troubles.clear()
+    await account.accepted()
+    assert await ward.names() == []
+
+
 async def test_more_corrections_than_the_model_promised_are_an_alarm(ward: Ward) -> None:
     await ward.read()
     ward.expected = 0.95
@@ -195,7 +207,7 @@ HOUR, DAY = timedelta(hours=1), timedelta(days=1)
             "token_expiring",
             "ends at 2026-11-02 11:00 UTC and cannot be renewed: token server answers 503",
         ),
-        (TokenState(access_ends=NOW + HOUR, failing_since=NOW, refused=True), "token_expired", "run: postsale login shop"),
+        (TokenState(access_ends=NOW + HOUR, failing_since=NOW, withdrawn=True), "token_expired", "run: postsale login shop"),
         (TokenState(access_ends=NOW + HOUR, sign_in_ends=NOW + 4 * DAY), None, ""),
         (TokenState(access_ends=NOW + HOUR, sign_in_ends=NOW + 2 * DAY), "token_expiring", "ends at 2026-11-04 10:00 UTC"),
         (TokenState(access_ends=NOW + HOUR, sign_in_ends=NOW), "token_expired", "run: postsale login shop"),
