@@ -227,6 +227,7 @@ class App:
         self.judge = Judge(config)
         self._stack.callback(self.judge.close)
         self._build(service_key(folder))
+        await self.advance.start_ramps()
         return self
 
     async def __aexit__(self, *exc: object) -> None:

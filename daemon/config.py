@@ -229,6 +229,18 @@ class CapsConfig(Section):
 
     per_address_day: int = Field(default=3, ge=1, description="Replies to one address in 24 hours.")
     auto_per_address_day: int = Field(default=1, ge=1, description="Replies without a person to one address in 24 hours.")
+    auto_per_group_day: int = Field(
+        default=300,
+        ge=1,
+        description="Replies without a person of one policy group in a day (UTC), once it is grown. The rest is asked for.",
+    )
+    ramp_days: int = Field(
+        default=14,
+        ge=0,
+        le=365,
+        description="Days with replies without a person that a policy group takes to grow to auto_per_group_day from the day "
+        "it goes live, in even steps: at first one part in ramp_days + 1. 0: no growing.",
+    )
     per_thread_72h: int = Field(default=3, ge=1, description="Replies in one thread in 72 hours.")
     per_template_hour: int = Field(default=60, ge=1, description="Replies made from one template in an hour.")
     per_hour: int = Field(default=120, ge=1, description="Replies of the mailbox in an hour.")

@@ -71,7 +71,7 @@ def _with_mailbox(given: Path | None, mailbox: str | None) -> Config:
 def _collect(config: Config, database: Any) -> dict[str, Any]:
     """Everything that status shows, as plain values."""
     from daemon.edges.credentials import token_states
-    from daemon.store import labelling, reports, settings
+    from daemon.store import labelling, ramps, reports, settings
 
     now = SystemClock().now()
     view = database.read_now(reports.overview)
@@ -81,9 +81,20 @@ def _collect(config: Config, database: Any) -> dict[str, Any]:
     stopped = {m.name: database.read_now(lambda c, m=m: settings.paused(c, m.name)) for m in config.mailboxes}
     content["paused"] = {name: {"by": p.by, "at": p.at} for name, p in stopped.items() if p}
     content["tokens"] = {name: asdict(state) for name, state in token_states(config).items()}
+    content["ramps"] = [_ramp(config, r) for r in database.read_now(lambda c: ramps.load(c, now=now))]
     content["labelling"] = asdict(database.read_now(lambda c: labelling.labelling(c, now=now)))
     plain: dict[str, Any] = json.loads(json.dumps(content, default=_iso))
     return plain
+
+
+def _ramp(config: Config, ramp: Any) -> dict[str, Any]:
+    """A policy group's replies without a person, with the caps that hold for it today."""
+    from daemon.steps.gate import ramp_limit
+    from daemon.vocab import Caps
+
+    known = {m.name: m.caps for m in config.mailboxes}
+    caps = Caps(**known[ramp.mailbox].model_dump()) if ramp.mailbox in known else Caps()
+    return {**asdict(ramp), "limit": ramp_limit(caps, ramp.days), "ramp_days": caps.ramp_days}
 
 
 def _iso(value: Any) -> str:
@@ -95,6 +106,11 @@ def _show(content: dict[str, Any]) -> None:
     say(f"mode        {content['mode']}")
     for name, stop in content["paused"].items():
         say(f"PAUSED      {name}, since {_ago(stop['at'], now)}, by {stop['by']}")
+    for ramp in content["ramps"]:
+        say(
+            f"alone       {ramp['mailbox']}/{ramp['group']}: {ramp['replies']} of {ramp['limit']} replies without a person today, "
+            f"day {ramp['days'] + 1}" + (f" of {ramp['ramp_days']} growing" if ramp["days"] < ramp["ramp_days"] else "")
+        )
     for folder in content["folders"]:
         seen = _ago(folder["last_success_at"], now)
         say(
@@ -140,7 +156,7 @@ def _show_token(name: str, token: dict[str, Any], now: datetime) -> None:
     ]
     say(f"token       {name}: {', '.join(parts)}")
     if token["failing_since"] is not None:
-        say(f"            TROUBLE not renewed since {_ago(token['failing_since'], now)}: {token['problem']}")
+        say(f"            TROUBLE not renewed, first {_ago(token['failing_since'], now)}: {token['problem']}")
 
 
 def _show_labelling(seen: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection
@@ -29,7 +30,8 @@ from daemon.loops.replies import Author, Thinker, frozen_reply
 from daemon.mime.bounce import bounce_of
 from daemon.mind import DecideTask, ReadTask
 from daemon.pipeline import Circumstances
-from daemon.store import cases, drafts, feedback, outbox
+from daemon.steps.gate import ramp_limit
+from daemon.store import cases, drafts, feedback, outbox, ramps
 from daemon.store.cases import Claimed, Context, Settlement, Understood
 from daemon.store.db import Database
 from daemon.store.drafts import NewDraft
@@ -275,10 +277,14 @@ class Advance(Loop):
                 reasons = (*outcome.decision.reasons, lack.reason)
                 outcome = replace(outcome, draft=None, decision=replace(outcome.decision, reasons=reasons))
 
-        final = outcome
+        final, frozen = outcome, reply
 
         def unit(connection: Connection) -> CaseState:
-            to, reason = self._destination(connection, item, final)
+            outcome, reply = final, frozen
+            to, reason = self._destination(connection, item, outcome)
+            if to is CaseState.QUEUED and not self._within_ramp(connection, item, outcome.decision.group):
+                outcome, to, reason = _asked_instead(outcome, "cap_ramp"), CaseState.AWAITING_APPROVAL, "cap_ramp"
+                reply = self._reply(item, outcome)
             if to in _REPLACES_EARLIER:
                 self._overtake(connection, item)
             values: dict[str, Any] = {
@@ -331,6 +337,17 @@ class Advance(Loop):
     def _live(self, group: str | None) -> bool:
         how = self._settings
         return how.live and (group is None or any(fnmatchcase(group, pattern) for pattern in how.live_policies))
+
+    def _within_ramp(self, connection: Connection, item: _Item, group: str | None) -> bool:
+        """Whether one more reply of the group may leave without a person today; it counts if so."""
+        caps, mailbox = self._profiles[item.case.mailbox].caps, item.case.mailbox
+        return group is None or ramps.take(connection, mailbox, group, partial(ramp_limit, caps), now=self.clock.now())
+
+    async def start_ramps(self) -> None:
+        """Have every policy group that is not live any longer start anew when it is again. To be called once, at the start."""
+        gone = await self._db.write(lambda c: ramps.forget_others(c, self._profiles, self._live))
+        if gone:
+            log.info("ramps.ended", groups=gone)
 
     def _earlier(self, connection: Connection, item: _Item) -> list[tuple[int, CaseState]]:
         return cases.open_in_thread(connection, item.context.thread_id, before=item.case.case_id)
@@ -433,6 +450,11 @@ class _Item:
     context: Context
     staff_label: str | None
     revision: int
+
+
+def _asked_instead(outcome: Outcome, reason: str) -> Outcome:
+    decision = outcome.decision
+    return replace(outcome, decision=replace(decision, mode=Mode.ASK, reasons=(*decision.reasons, reason)))
 
 
 def outcome_label(item: _Item, outcome: Outcome) -> tuple[str, str | None]:

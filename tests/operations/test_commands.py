@@ -12,14 +12,17 @@ import tarfile
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psycopg
 import pytest
 
+from daemon.edges.credentials import write_private
 from daemon.errors import PostsaleError
-from daemon.store import backup
+from daemon.store import backup, ramps
 from daemon.store.db import Database
+from daemon.store.migrate import upgrade
 from tests.servers import PostgresServer
 
 ROOT = Path(__file__).parents[2]
@@ -78,6 +81,48 @@ def test_pause_holds_until_resume_over_restarts(shop: Path, tmp_path: Path) -> N
     assert "goes on" in _run("resume", *config, folder=tmp_path).stdout
     assert json.loads(_run("status", "--json", *config, folder=tmp_path).stdout)["paused"] == {}
     assert _run("pause", "--mailbox", "nope", *config, folder=tmp_path).returncode == 1
+
+
+def test_status_tells_what_each_group_may_send_by_itself_today(shop: Path, tmp_path: Path) -> None:
+    config = ("--config", str(shop / "config.toml"))
+    database = Database(f"sqlite:///{shop / 'data' / 'postsale.db'}")
+    upgrade(database)
+    database.write_now(lambda c: ramps.take(c, "shop", "logistics_question", lambda _days: 20, now=datetime.now(UTC)))
+    database.close()
+    [told] = json.loads(_run("status", "--json", *config, folder=tmp_path).stdout)["ramps"]
+    assert (told["group"], told["days"], told["replies"], told["limit"], told["ramp_days"]) == (
+        "logistics_question",
+        0,
+        1,
+        20,
+        14,
+    )
+    line = "alone       shop/logistics_question: 1 of 20 replies without a person today, day 1 of 14 growing"
+    assert line in _run("status", *config, folder=tmp_path).stdout
+
+
+def test_status_tells_the_ages_of_a_sign_in(shop: Path, tmp_path: Path) -> None:
+    now, day = time.time(), 86400
+    password, oauth = 'password_file = "secrets/shop.password"', 'oauth = "microsoft"\noauth_client_id = "c"'
+    text = (shop / "config.toml").read_text().replace(password, oauth, 1)
+    (shop / "config.toml").write_text(text)
+    config = ("--config", str(shop / "config.toml"))
+    assert "token       shop: none; run `postsale login shop`" in _run("status", *config, folder=tmp_path).stdout
+    tokens = {
+        "access_token": "a",
+        "refresh_token": "r",
+        "expires_at": now + 1200,
+        "renew_at": now + 60,
+        "signed_in_at": now - 9 * day,
+    }
+    write_private(
+        shop / "data/tokens/shop.json",
+        json.dumps({**tokens, "renewed_at": now - 1800, "failing_since": now - 300, "problem": "503"}),
+    )
+    told = _run("status", *config, folder=tmp_path).stdout
+    assert "shop: signed in 9 days ago, renewed 30 min ago, ends in 19 min, to be signed in again in 89 days" in told
+    assert "TROUBLE not renewed, first 5 min ago: 503" in told
+    assert json.loads(_run("status", "--json", *config, folder=tmp_path).stdout)["tokens"]["shop"]["problem"] == "503"
 
 
 def test_a_backup_made_while_another_process_writes_can_be_restored(shop: Path, tmp_path: Path) -> None:
