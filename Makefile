@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 PREFIX ?= /opt/postsale
 WORKERS ?= 2
 
-.PHONY: help demo test faults-long lint types contracts check-example servers format model install uninstall clean
+.PHONY: help demo test faults-long systemd-live lint types contracts check-example servers format model install uninstall clean
 
 help:  ## list the verbs
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -28,6 +28,9 @@ test: $(INSTALLED) servers lint types contracts  ## run everything that has to h
 
 faults-long: $(INSTALLED) servers  ## kill, cut and lie for an hour or so, and write the figures into docs/reliability.md
 	$(PY) -m tests.faults.run --long --write docs/reliability.md
+
+systemd-live:  ## boot a Debian host with systemd, as root, and follow docs/operating.md on it (minutes, downloads once)
+	@tests/systemd/live.sh
 
 servers:  ## install the mail and database servers that tests talk to, where this machine allows
 	@tests/install-servers.sh

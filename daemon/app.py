@@ -15,7 +15,7 @@ import secrets
 import signal
 import uuid
 from collections.abc import Mapping, Sequence
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from daemon import log as logging
 from daemon import resources
 from daemon.clock import Clock, SystemClock
 from daemon.config import Config, MailboxConfig, RunMode
-from daemon.edges.credentials import OAuthSignIn, database_password, sign_in
+from daemon.edges.credentials import database_password, sign_in, token_states
 from daemon.edges.http import WatchServer, post_json
 from daemon.edges.imap import Imap
 from daemon.edges.orders.opening import open_orders
@@ -148,6 +148,7 @@ class App:
         await asyncio.to_thread(upgrade, self.database)
         await asyncio.to_thread(self.judge.load)
         self._build(service_key(folder))
+        await self.advance.start_ramps()
 
     async def __aexit__(self, *exc: object) -> None:
         await self._stack.aclose()
@@ -182,18 +183,18 @@ class App:
         )
         self._sent = {m.name: Imap(m.imap, sign_in(config, m)) for m in config.mailboxes}
         approvals = Approvals(desk, on_notice=self.wake_senders, answered=self._answered)
-        care = Care(
+        self.care = Care(
             desk,
             started_at=clock.now(),
-            troubles=lambda: {s.mailbox: s.trouble for s in self.senders if s.trouble},
+            troubles=self._troubles,
             orders=lambda: self.advance.orders_trouble,
             stalled=self._stalled,
-            token_ends=self._token_ends,
+            tokens=lambda: token_states(config),
             post=post_json,
             on_notice=self.wake_senders,
             expected=lambda: self.judge.facts.expected,
         )
-        tasks = (Task("orders", self._refresh_orders, every=REPORTS_EVERY), *approvals.tasks(), *care.tasks())
+        tasks = (Task("orders", self._refresh_orders, every=REPORTS_EVERY), *approvals.tasks(), *self.care.tasks())
         self.upkeep = Upkeep(tasks=tasks, clock=clock, next_due=approvals.next_due)
         self.advance = Advance(
             database=database,
@@ -341,21 +342,21 @@ class App:
                 self.notifier.status(f"stalled: {', '.join(stalled)}")
             else:
                 self.notifier.alive()
+                self.notifier.status(self._summary())
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.stop.wait(), seconds)
 
     def _stalled(self) -> list[str]:
         return [loop.name for loop in self.loops if not loop.healthy]
 
-    def _token_ends(self) -> dict[str, datetime | None]:
-        """When the access token of each OAuth2 mailbox ends; None before the first sign-in."""
-        ends: dict[str, datetime | None] = {}
-        for mailbox in self.config.mailboxes:
-            way = sign_in(self.config, mailbox)
-            if isinstance(way, OAuthSignIn):
-                moment = way.expires_at()
-                ends[mailbox.name] = datetime.fromtimestamp(moment, UTC) if moment else None
-        return ends
+    def _troubles(self) -> dict[str, str]:
+        """Mailboxes whose account for sending is left alone for a while, and why."""
+        return {sender.mailbox: sender.trouble for sender in self.senders if sender.trouble}
+
+    def _summary(self) -> str:
+        """The line that ``systemctl status`` shows while all is well."""
+        told = f"{self.config.service.mode.value} mode, watching {', '.join(m.name for m in self.config.mailboxes)}"
+        return told + "".join(f"; {name}: {why}" for name, why in self._troubles().items())
 
     def _health(self) -> tuple[bool, dict[str, Any]]:
         stalled = self._stalled()

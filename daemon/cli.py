@@ -232,7 +232,12 @@ def login(
     smtp: Annotated[bool, typer.Option("--smtp", help="Sign in for smtp_sign_in.")] = False,
     config: ConfigOption = None,
 ) -> None:
-    """Sign a mailbox in with OAuth2 (Google, Microsoft), once."""
+    """Sign a mailbox in with OAuth2 (Google, Microsoft), once.
+
+    Microsoft: you type a code at an address. Google gives no codes for mail: you
+    open an address in a browser on any machine, and paste back the address of the
+    page that cannot be shown on which it ends.
+    """
     from daemon.commands.login import login as sign_in
 
     sign_in(config, mailbox=mailbox, smtp=smtp)

@@ -109,6 +109,18 @@ class Credential(Section):
     oauth_token_url: str | None = Field(default=None, description="Another token endpoint than the provider's own.")
     oauth_device_url: str | None = Field(default=None, description="Another device-code endpoint than the provider's own.")
 
+    oauth_sign_in_days: float | None = Field(
+        default=None,
+        gt=0,
+        description="Days after which the provider ends a sign-in, however often it was renewed; 7 for a Google client whose "
+        "publishing status is Testing. Unset: what the provider tells.",
+    )
+    oauth_idle_days: float | None = Field(
+        default=None,
+        gt=0,
+        description="Days without renewal after which the provider ends a sign-in. Unset: 90 for Microsoft, 180 for Google.",
+    )
+
     @model_validator(mode="after")
     def _one_secret(self) -> Credential:
         given = [k for k in ("password_file", "password_credential", "password", "oauth") if getattr(self, k) is not None]
@@ -217,6 +229,18 @@ class CapsConfig(Section):
 
     per_address_day: int = Field(default=3, ge=1, description="Replies to one address in 24 hours.")
     auto_per_address_day: int = Field(default=1, ge=1, description="Replies without a person to one address in 24 hours.")
+    auto_per_group_day: int = Field(
+        default=300,
+        ge=1,
+        description="Replies without a person of one policy group in a day (UTC), once it is grown. The rest is asked for.",
+    )
+    ramp_days: int = Field(
+        default=14,
+        ge=0,
+        le=365,
+        description="Days with replies without a person that a policy group takes to grow to auto_per_group_day from the day "
+        "it goes live, in even steps: at first one part in ramp_days + 1. 0: no growing.",
+    )
     per_thread_72h: int = Field(default=3, ge=1, description="Replies in one thread in 72 hours.")
     per_template_hour: int = Field(default=60, ge=1, description="Replies made from one template in an hour.")
     per_hour: int = Field(default=120, ge=1, description="Replies of the mailbox in an hour.")
@@ -394,6 +418,7 @@ class AlarmConfig(Section):
     webhook_url: str | None = Field(default=None, description="Also post each alarm as JSON to this address.")
     no_poll_minutes: float = Field(default=15, gt=0, description="Alarm when a mailbox could not be read for this long.")
     no_mail_hours: float = Field(default=24, gt=0, description="Alarm when no mail arrived for this long.")
+    token_days: float = Field(default=3, gt=0, description="Alarm when an OAuth2 sign-in ends within this many days.")
     disk_free_mb: int = Field(default=500, ge=0, description="Alarm when less is free where the data lies.")
 
     @field_validator("addresses")

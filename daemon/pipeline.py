@@ -106,6 +106,8 @@ def decide(reading: Reading, circumstances: Circumstances, mind: Mind) -> Outcom
     decision = policy.decide(playbook, context)
     if circumstances.staff_label and decision.mode is Mode.SEND:
         decision = replace(decision, mode=Mode.ASK, reasons=(*decision.reasons, "label_by_staff"))
+    if circumstances.ask_reason and decision.mode is Mode.SEND:
+        decision = replace(decision, mode=Mode.ASK, reasons=(*decision.reasons, circumstances.ask_reason))
     outcome = Outcome(verdict, context.flags, facts, decision, None, ())
     if decision.mode in (Mode.SEND, Mode.ASK) and decision.template:
         outcome = _drafted(reading, circumstances, mind, outcome, context)

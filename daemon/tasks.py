@@ -77,6 +77,7 @@ class Circumstances:
     shop_name: str = ""
     may_wait: bool = False  # facts may still come: defer instead of asking a person at once
     person_reason: str | None = None  # why a person has to look, whatever the message says
+    ask_reason: str | None = None  # why nothing may leave without a person's word
     staff_label: str | None = None  # a person's label outranks the model's, and a person sees the reply
 
 

@@ -293,6 +293,8 @@ class Caps:
 
     per_address_day: int = 3
     auto_per_address_day: int = 1  # replies that no person approves
+    auto_per_group_day: int = 300  # of these, the ones of one policy group, once it is grown
+    ramp_days: int = 14  # days with such replies until it is; 0: at once
     per_thread_72h: int = 3
     per_template_hour: int = 60
     per_hour: int = 120

@@ -413,6 +413,12 @@ class PostgresServer:
         except psycopg.OperationalError as error:
             raise OSError(str(error)) from error
 
+    def require_password(self, user: str) -> None:
+        """Let this user in by password only; everybody else needs none."""
+        rules = self.folder / "data" / "pg_hba.conf"
+        rules.write_text(f"host all {user} 127.0.0.1/32 scram-sha-256\n" + rules.read_text())
+        self.execute("SELECT pg_reload_conf()")
+
     def url(self, database: str) -> str:
         return f"postgresql+psycopg://postsale@127.0.0.1:{self.port}/{database}"
 

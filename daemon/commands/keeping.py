@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import os
 import shutil
 import tarfile
 import tempfile
-from pathlib import Path
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
 
 from daemon import __version__
 from daemon.clock import SystemClock
-from daemon.commands.shared import actor, open_config, open_database, say, say_json
+from daemon.commands.shared import actor, give_back, open_config, open_database, say, say_json
 from daemon.config import Config
 from daemon.errors import PostsaleError
 
-_DATABASE = "postsale.db"
+_SQLITE = "postsale.db"
+_DUMP = "postsale.dump"
 _MANIFEST = "manifest.json"
 
 
@@ -63,12 +68,11 @@ def backup(given: Path | None, *, out: Path) -> None:
     from daemon.store.backup import copy_database
 
     config = open_config(given)
-    with (
-        tempfile.TemporaryDirectory(dir=out.parent if out.parent.is_dir() else None) as work,
-        open_database(config) as database,
-    ):
-        copy = Path(work) / _DATABASE
-        copy_database(database, copy)
+    if not out.absolute().parent.is_dir():
+        raise PostsaleError(f"there is no folder {out.absolute().parent}")
+    with tempfile.TemporaryDirectory(dir=out.absolute().parent) as work, open_database(config) as database:
+        name = _SQLITE if database.is_sqlite else _DUMP
+        copy_database(database, Path(work) / name)
         archive = Path(work) / "archive"
         handle = os.open(archive, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(handle, "wb") as file, tarfile.open(fileobj=file, mode="w:gz") as tar:
@@ -76,7 +80,7 @@ def backup(given: Path | None, *, out: Path) -> None:
             info = tarfile.TarInfo(_MANIFEST)
             info.size = len(about)
             tar.addfile(info, io.BytesIO(about))
-            tar.add(copy, arcname=_DATABASE)
+            tar.add(Path(work) / name, arcname=name)
             for name, place in _places(config).items():
                 if place.exists():
                     tar.add(place, arcname=name)
@@ -86,33 +90,95 @@ def backup(given: Path | None, *, out: Path) -> None:
 
 def restore(given: Path | None, *, archive: Path, force: bool) -> None:
     """Put an archive's database, models and tokens back."""
-    from daemon.store.backup import check_database
-
     config = open_config(given)
-    if config.service.database:
-        raise PostsaleError("the database is not in data_dir: restore it with its own tools (pg_restore)")
-    target = config.service.data_dir / _DATABASE
-    if target.exists() and not force:
-        raise PostsaleError(f"{target} exists; --force replaces it")
-    config.service.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=config.service.data_dir) as work:
-        try:
-            with tarfile.open(archive, "r:gz") as tar:
-                tar.extractall(work, filter="data")
-        except (tarfile.TarError, EOFError) as error:
-            raise PostsaleError(f"{archive} is no whole archive of postsale backup: {error}") from error
-        if not (Path(work) / _MANIFEST).is_file():
-            raise PostsaleError(f"{archive} was not written by postsale backup")
-        check_database(Path(work) / _DATABASE)
-        for suffix in ("-wal", "-shm"):
-            target.with_name(target.name + suffix).unlink(missing_ok=True)
-        (Path(work) / _DATABASE).replace(target)
+    folder = config.service.data_dir
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with _stopped(folder), tempfile.TemporaryDirectory(dir=folder) as work:
+        _unpack(archive, Path(work))
+        if config.service.database:
+            _restore_postgres(config, Path(work), force=force)
+        else:
+            _restore_sqlite(folder / _SQLITE, Path(work), force=force)
         for name, place in _places(config).items():
             if (Path(work) / name).is_dir():
                 shutil.copytree(Path(work) / name, place, dirs_exist_ok=True)
             elif (Path(work) / name).is_file():
                 shutil.copy2(Path(work) / name, place)
+    for place in (folder, config.classifier.model_dir):
+        give_back(place, deep=True)
     say(f"restored into {config.service.data_dir}")
+
+
+def _restore_sqlite(target: Path, work: Path, *, force: bool) -> None:
+    from daemon.store.backup import check_database
+
+    copy = work / _SQLITE
+    if not copy.is_file():
+        raise PostsaleError("the archive is of a PostgreSQL database; set service.database to where it shall go")
+    if target.exists() and not force:
+        raise PostsaleError(f"{target} exists; --force replaces it")
+    check_database(copy)
+    for suffix in ("-wal", "-shm"):
+        target.with_name(target.name + suffix).unlink(missing_ok=True)
+    copy.replace(target)
+
+
+def _restore_postgres(config: Config, work: Path, *, force: bool) -> None:
+    from daemon.edges.credentials import database_password
+    from daemon.store.backup import is_empty, load_dump
+    from daemon.store.db import Database
+
+    if not (work / _DUMP).is_file():
+        raise PostsaleError("the archive is of an SQLite database; leave service.database out to restore it")
+    database = Database(config.database_url, password=database_password(config))
+    try:
+        if not force and not is_empty(database):
+            raise PostsaleError("the database is not empty; --force replaces what it holds")
+        load_dump(database, work / _DUMP)
+    finally:
+        database.close()
+
+
+@contextmanager
+def _stopped(folder: Path) -> Iterator[None]:
+    """Keep the service from starting meanwhile; raises PostsaleError when it runs."""
+    handle = os.open(folder / "postsale.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise PostsaleError(f"{folder}: Postsale is running; stop it first (systemctl stop postsale)") from error
+        yield
+    finally:
+        os.close(handle)
+
+
+def _unpack(archive: Path, to: Path) -> None:
+    """Unpack what ``backup`` wrote: files and folders beneath ``to``, readable by their owner only, and nothing else.
+
+    Raises PostsaleError. The standard library's own filter came with Python 3.11.4; Debian 12 has 3.11.2.
+    """
+    try:
+        with tarfile.open(archive, "r:gz") as tar:
+            for member in tar:
+                parts = PurePosixPath(member.name).parts
+                if not parts or ".." in parts or parts[0] == "/" or not (member.isfile() or member.isdir()):
+                    raise PostsaleError(f"{archive} was not written by postsale backup: it holds {member.name!r}")
+                target = to.joinpath(*parts)
+                if member.isdir():
+                    target.mkdir(mode=0o700, parents=True, exist_ok=True)
+                    continue
+                target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                content = tar.extractfile(member)
+                if content is None:
+                    raise PostsaleError(f"{archive} was not written by postsale backup: it holds {member.name!r}")
+                handle = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+                with content, os.fdopen(handle, "wb") as file:
+                    shutil.copyfileobj(content, file)
+    except (OSError, tarfile.TarError, EOFError, zlib.error) as error:
+        raise PostsaleError(f"{archive} is no whole archive of postsale backup: {error}") from error
+    if not (to / _MANIFEST).is_file():
+        raise PostsaleError(f"{archive} was not written by postsale backup")
 
 
 def _places(config: Config) -> dict[str, Path]:

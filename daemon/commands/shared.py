@@ -53,15 +53,15 @@ def open_database(config: Config) -> Iterator[Any]:
         yield database
     finally:
         database.close()
-        _give_back(config.service.data_dir)
+        give_back(config.service.data_dir)
 
 
-def _give_back(folder: Path) -> None:
+def give_back(folder: Path, *, deep: bool = False) -> None:
     """What root wrote into a service's folder belongs to the folder's owner, or the service could not open it."""
     owner = folder.stat()
     if os.geteuid() != 0 or owner.st_uid == 0:
         return
-    for path in folder.iterdir():
+    for path in folder.rglob("*") if deep else folder.iterdir():
         if path.lstat().st_uid == 0:
             os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,8 @@ def _with_mailbox(given: Path | None, mailbox: str | None) -> Config:
 
 def _collect(config: Config, database: Any) -> dict[str, Any]:
     """Everything that status shows, as plain values."""
-    from daemon.store import labelling, reports, settings
+    from daemon.edges.credentials import token_states
+    from daemon.store import labelling, ramps, reports, settings
 
     now = SystemClock().now()
     view = database.read_now(reports.overview)
@@ -79,27 +80,25 @@ def _collect(config: Config, database: Any) -> dict[str, Any]:
     content["mode"] = config.service.mode.value
     stopped = {m.name: database.read_now(lambda c, m=m: settings.paused(c, m.name)) for m in config.mailboxes}
     content["paused"] = {name: {"by": p.by, "at": p.at} for name, p in stopped.items() if p}
-    content["tokens"] = _token_ages(config, now)
+    content["tokens"] = {name: asdict(state) for name, state in token_states(config).items()}
+    content["ramps"] = [_ramp(config, r) for r in database.read_now(lambda c: ramps.load(c, now=now))]
     content["labelling"] = asdict(database.read_now(lambda c: labelling.labelling(c, now=now)))
     plain: dict[str, Any] = json.loads(json.dumps(content, default=_iso))
     return plain
 
 
+def _ramp(config: Config, ramp: Any) -> dict[str, Any]:
+    """A policy group's replies without a person, with the caps that hold for it today."""
+    from daemon.steps.gate import ramp_limit
+    from daemon.vocab import Caps
+
+    known = {m.name: m.caps for m in config.mailboxes}
+    caps = Caps(**known[ramp.mailbox].model_dump()) if ramp.mailbox in known else Caps()
+    return {**asdict(ramp), "limit": ramp_limit(caps, ramp.days), "ramp_days": caps.ramp_days}
+
+
 def _iso(value: Any) -> str:
     return value.isoformat() if isinstance(value, datetime) else str(value)
-
-
-def _token_ages(config: Config, now: datetime) -> dict[str, str | None]:
-    """When each OAuth2 access token ends; None: nobody has signed in yet."""
-    from daemon.edges.credentials import OAuthSignIn, sign_in
-
-    ages: dict[str, str | None] = {}
-    for mailbox in config.mailboxes:
-        way = sign_in(config, mailbox)
-        if isinstance(way, OAuthSignIn):
-            ends = way.expires_at()
-            ages[mailbox.name] = datetime.fromtimestamp(ends, UTC).isoformat() if ends else None
-    return ages
 
 
 def _show(content: dict[str, Any]) -> None:
@@ -107,6 +106,11 @@ def _show(content: dict[str, Any]) -> None:
     say(f"mode        {content['mode']}")
     for name, stop in content["paused"].items():
         say(f"PAUSED      {name}, since {_ago(stop['at'], now)}, by {stop['by']}")
+    for ramp in content["ramps"]:
+        say(
+            f"alone       {ramp['mailbox']}/{ramp['group']}: {ramp['replies']} of {ramp['limit']} replies without a person today, "
+            f"day {ramp['days'] + 1}" + (f" of {ramp['ramp_days']} growing" if ramp["days"] < ramp["ramp_days"] else "")
+        )
     for folder in content["folders"]:
         seen = _ago(folder["last_success_at"], now)
         say(
@@ -116,8 +120,8 @@ def _show(content: dict[str, Any]) -> None:
             say(f"            TROUBLE {_ago(folder['last_error_at'], now)}: {folder['last_error']}")
     if not content["folders"]:
         say("mailbox     none has been read yet")
-    for mailbox, ends in content["tokens"].items():
-        say(f"token       {mailbox}: " + (f"ends {_ago(ends, now)}" if ends else f"none; run `postsale login {mailbox}`"))
+    for name, token in content["tokens"].items():
+        _show_token(name, token, now)
     say("cases       " + (", ".join(f"{n} {state}" for state, n in sorted(content["cases"].items())) or "none"))
     say("outbox      " + (", ".join(f"{n} {state}" for state, n in sorted(content["deliveries"].items())) or "empty"))
     for key, title in (("oldest", "oldest      "), ("next_deadline", "deadline    ")):
@@ -133,6 +137,26 @@ def _show(content: dict[str, Any]) -> None:
     say(f"model       {content['model_version'] or '-'}")
     _show_labelling(content["labelling"])
     say(f"playbook    {content['playbook_version'] or '-'}")
+
+
+def _show_token(name: str, token: dict[str, Any], now: datetime) -> None:
+    """Ages and ends of one OAuth2 sign-in."""
+    if token["access_ends"] is None:
+        say(f"token       {name}: none; run `postsale login {name}`")
+        return
+    parts = [
+        f"{what} {_ago(token[key], now)}"
+        for key, what in (
+            ("signed_in_at", "signed in"),
+            ("renewed_at", "renewed"),
+            ("access_ends", "ends" if datetime.fromisoformat(token["access_ends"]) > now else "ended"),
+            ("sign_in_ends", "to be signed in again"),
+        )
+        if token[key] is not None
+    ]
+    say(f"token       {name}: {', '.join(parts)}")
+    if token["failing_since"] is not None:
+        say(f"            TROUBLE not renewed, first {_ago(token['failing_since'], now)}: {token['problem']}")
 
 
 def _show_labelling(seen: dict[str, Any]) -> None:

@@ -7,19 +7,25 @@ OAuth2: Microsoft signs in by device code (RFC 8628). Google does not allow
 the mail scope there, so its sign-in is the authorization code with PKCE (RFC
 7636): the operator opens an address in any browser and pastes the address
 that the browser ends on. Tokens lie in ``data_dir/tokens/``, mode 0600, and
-are replaced on each refresh, because both providers may rotate them.
+are replaced on each refresh, because both providers may rotate them. A renewal
+that fails is noted beside them, for the alarm and for ``postsale status``; the
+present token serves until its end.
 """
 
 from __future__ import annotations
 
 import base64
+import fcntl
 import hashlib
 import json
 import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import parse_qs, urlencode, urlsplit
@@ -32,11 +38,14 @@ from daemon.errors import ConfigError, NeedsHuman, PostsaleError, Transient
 
 #: A token is renewed when this share of its life has passed, before a server ends the session on it.
 RENEW_AT_SHARE = 0.8
+TOKEN_REQUEST_SECONDS = 20.0
 #: After the token server failed: seconds until it should be asked again.
 ASK_AGAIN_SECONDS = 60.0
 #: Seconds of its life in which a token is no longer used.
 TOO_OLD_SECONDS = 30.0
-TOKEN_REQUEST_SECONDS = 20.0
+#: Days without a renewal after which a provider ends a sign-in ("Refresh tokens in the Microsoft identity platform",
+#: "Using OAuth 2.0 to Access Google APIs": six months).
+IDLE_DAYS = {"microsoft": 90.0, "google": 180.0}
 _GOOGLE_AUTHORIZE = "https://accounts.google.com/o/oauth2/v2/auth"
 _GOOGLE_TOKEN = "https://oauth2.googleapis.com/token"  # noqa: S105 - an address, not a secret
 _MICROSOFT = "https://login.microsoftonline.com/{tenant}/oauth2/v2.0/{what}"
@@ -46,6 +55,9 @@ _SCOPES = {
 }
 #: Where Google sends the browser; nothing listens there, the operator copies the address.
 _REDIRECT = "http://127.0.0.1:1/"
+
+
+_logger = log.get(__name__)
 
 
 class SignIn(Protocol):
@@ -76,6 +88,19 @@ class SignIn(Protocol):
     def session_seconds(self) -> float | None:
         """Seconds until a connection made now should be renewed; None: never."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class TokenState:
+    """What is known of one OAuth2 sign-in. Everything is None before the first one."""
+
+    signed_in_at: datetime | None = None  # when a person last did; unknown for tokens of earlier versions
+    renewed_at: datetime | None = None
+    access_ends: datetime | None = None  # of the access token in force
+    sign_in_ends: datetime | None = None  # when a person has to sign in again at the latest, as far as that is known
+    failing_since: datetime | None = None  # since when no renewal has come off
+    withdrawn: bool = False  # the provider said no for good
+    problem: str | None = None  # what the last renewal failed of
 
 
 class PasswordSignIn:
@@ -113,15 +138,15 @@ class OAuthSignIn:
         self._lock = threading.Lock()
         self._last = ""  # the token given out last
         self._stale = ""  # a token that a server refused
-        self._ask_at = 0.0  # seconds since 1970; the token server failed, and while the token is good it can wait until then
 
     def secret(self) -> str:
         with self._lock:
-            tokens = self._load()
-            if tokens["access_token"] == self._stale:
-                tokens = self._refresh(tokens)
-            elif time.time() >= tokens["renew_at"]:
-                tokens = self._renewed(tokens)
+            tokens: Mapping[str, Any] = self._load()
+            if self._due(tokens):
+                with self._alone():  # another connection or command may have renewed them meanwhile
+                    tokens = self._load()
+                    if self._due(tokens):
+                        tokens = self._renew(tokens)
             self._last = token = str(tokens["access_token"])
             log.hide(token)
             return token
@@ -131,31 +156,40 @@ class OAuthSignIn:
         with self._lock:
             self._stale = self._last
 
+    def _due(self, tokens: Mapping[str, Any]) -> bool:
+        return bool(tokens["access_token"] == self._stale or time.time() >= tokens["renew_at"])
+
     def session_seconds(self) -> float | None:
         with self._lock:
-            now = time.time()
-            return max(float(max(self._load()["renew_at"], self._ask_at) - now), 1.0)
+            return max(float(self._load()["renew_at"] - time.time()), 1.0)
 
-    def _renewed(self, tokens: dict[str, Any]) -> dict[str, Any]:
-        """Fresh tokens; the present ones while they are good and the token server is not."""
-        now = time.time()
-        good = now < tokens["expires_at"] - TOO_OLD_SECONDS
-        if good and now < self._ask_at <= now + ASK_AGAIN_SECONDS:
-            return tokens
-        try:
-            return self._refresh(tokens)
-        except Transient as error:
-            if good:
-                self._ask_at = now + ASK_AGAIN_SECONDS
-                return tokens
-            raise Transient(str(error), retry_after=ASK_AGAIN_SECONDS) from error
+    def state(self) -> TokenState:
+        """What is known of the sign-in, from its file alone."""
+        if not self._file.is_file():
+            return TokenState()
+        tokens: dict[str, Any] = json.loads(self._file.read_text(encoding="utf-8"))
+        idle = self._credential.oauth_idle_days or IDLE_DAYS[self._credential.oauth or "microsoft"]
+        ends = [tokens.get("refresh_ends_at"), _days_after(tokens.get("renewed_at"), idle)]
+        ends.append(_days_after(tokens.get("signed_in_at"), self._credential.oauth_sign_in_days))
+        return TokenState(
+            signed_in_at=_moment(tokens.get("signed_in_at")),
+            renewed_at=_moment(tokens.get("renewed_at")),
+            access_ends=_moment(tokens["expires_at"]),
+            sign_in_ends=_moment(min((end for end in ends if end is not None), default=None)),
+            failing_since=_moment(tokens.get("failing_since")),
+            withdrawn="withdrawn" in tokens,
+            problem=tokens.get("problem"),
+        )
 
-    def expires_at(self) -> float | None:
-        """When the present access token ends, seconds since 1970; None before the first sign-in and after it was withdrawn."""
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold every other process and connection off the token file: a refresh token may be good for one use."""
+        handle = os.open(self._file.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            return float(self._load()["expires_at"])
-        except NeedsHuman:
-            return None
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)
 
     def _load(self) -> dict[str, Any]:
         try:
@@ -166,27 +200,49 @@ class OAuthSignIn:
             raise self._withdrawn(tokens["withdrawn"])
         return tokens
 
-    def _refresh(self, tokens: Mapping[str, Any]) -> dict[str, Any]:
-        answer = self._ask(
-            token_url(self._credential), {"grant_type": "refresh_token", "refresh_token": tokens["refresh_token"]}
-        )
-        if "access_token" not in answer:
-            if answer.get("error") == "invalid_grant":  # for good (RFC 6749 section 5.2): nobody need ask again
-                write_private(self._file, json.dumps({**tokens, "withdrawn": "invalid_grant"}))
-            raise self._withdrawn(answer.get("error"))
-        return self._store(answer, tokens["refresh_token"])
-
     def _withdrawn(self, error: object) -> NeedsHuman:
         return NeedsHuman("sign_in_needed", f"the sign-in was withdrawn ({error}); run `postsale login {self._mailbox}`")
 
-    def _store(self, answer: Mapping[str, Any], refresh_token: str | None) -> dict[str, Any]:
+    def _renew(self, tokens: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Fresh tokens; the present ones while they are good and the token server is not."""
+        form = {"grant_type": "refresh_token", "refresh_token": tokens["refresh_token"]}
+        try:
+            answer = self._ask(token_url(self._credential), form)
+        except Transient as error:
+            return self._put_off(tokens, error)
+        if "access_token" in answer:
+            return self._store(answer, tokens)
+        if answer.get("error") == "invalid_grant":  # for good (RFC 6749 section 5.2): nobody need ask again
+            write_private(self._file, json.dumps({**tokens, "withdrawn": "invalid_grant"}))
+        raise self._withdrawn(answer.get("error"))
+
+    def _put_off(self, tokens: Mapping[str, Any], trouble: Transient) -> Mapping[str, Any]:
+        """Note that a renewal failed, and when the next one is due for everybody; raises Transient when the token is too old."""
+        now = time.time()
+        noted = {**tokens, "failing_since": tokens.get("failing_since", now), "problem": str(trouble)}
+        good = now < tokens["expires_at"] - TOO_OLD_SECONDS and tokens["access_token"] != self._stale
+        if good:
+            noted["renew_at"] = min(now + ASK_AGAIN_SECONDS, tokens["expires_at"] - TOO_OLD_SECONDS)
+        write_private(self._file, json.dumps(noted))
+        if not good:
+            raise Transient(str(trouble), retry_after=ASK_AGAIN_SECONDS) from trouble
+        _logger.warning("token.not_renewed", mailbox=self._mailbox, problem=str(trouble))
+        return noted
+
+    def _store(self, answer: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Keep what the provider gave; ``before`` are the tokens that it renews, None when a person signed in."""
+        before = before or {}
         lifetime = float(answer.get("expires_in", 3600))
         now = time.time()
+        told = float(answer.get("refresh_token_expires_in") or 0)
         tokens = {
             "access_token": answer["access_token"],
-            "refresh_token": answer.get("refresh_token", refresh_token),
+            "refresh_token": answer.get("refresh_token", before.get("refresh_token")),
             "expires_at": now + lifetime,
             "renew_at": now + lifetime * RENEW_AT_SHARE,
+            "signed_in_at": before.get("signed_in_at") if before else now,
+            "renewed_at": now,
+            "refresh_ends_at": now + told if told > 0 else before.get("refresh_ends_at"),
         }
         if not tokens["refresh_token"]:
             raise NeedsHuman("sign_in_needed", "the provider gave no refresh token; allow offline access and sign in again")
@@ -222,7 +278,7 @@ class OAuthSignIn:
                 {"grant_type": "urn:ietf:params:oauth:grant-type:device_code", "device_code": str(asked["device_code"])},
             )
             if "access_token" in answer:
-                self._store(answer, None)
+                self._store(answer)
                 return
             if answer.get("error") == "slow_down":
                 interval += 5
@@ -261,7 +317,18 @@ class OAuthSignIn:
         )
         if "access_token" not in answer:
             raise NeedsHuman("sign_in_refused", f"the provider refused: {answer.get('error')}")
-        self._store(answer, None)
+        self._store(answer)
+
+
+def token_states(config: Config) -> dict[str, TokenState]:
+    """The state of every OAuth2 sign-in, by what follows ``postsale login`` to renew it."""
+    found: dict[str, TokenState] = {}
+    for mailbox in config.mailboxes:
+        ways = {mailbox.name: sign_in(config, mailbox)}
+        if mailbox.smtp_sign_in is not None:
+            ways[f"{mailbox.name} --smtp"] = sign_in(config, mailbox, smtp=True)
+        found |= {name: way.state() for name, way in ways.items() if isinstance(way, OAuthSignIn)}
+    return found
 
 
 def sign_in(config: Config, mailbox: MailboxConfig, *, smtp: bool = False) -> PasswordSignIn | OAuthSignIn:
@@ -327,6 +394,14 @@ def database_password(config: Config) -> str | None:
     """The database's password, when its URL needs one from a file."""
     file = config.service.database_password_file
     return read_secret_file(file, "service.database_password_file") if file else None
+
+
+def _moment(seconds: float | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+
+
+def _days_after(seconds: float | None, days: float | None) -> float | None:
+    return None if seconds is None or days is None else seconds + days * 86400
 
 
 def token_url(credential: Credential) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection
@@ -26,7 +27,8 @@ from daemon.loops.profiles import MailboxProfile
 from daemon.loops.recheck import OrderRows
 from daemon.loops.replies import Thinker, new_draft, reply_plan
 from daemon.mime.bounce import bounce_of
-from daemon.store import batches, cases, drafts, outbox
+from daemon.steps.gate import ramp_limit
+from daemon.store import batches, cases, drafts, outbox, ramps
 from daemon.store.batches import Asked, Filing, Known
 from daemon.store.cases import Claimed, Settlement, Understood
 from daemon.store.db import Database
@@ -161,14 +163,23 @@ class Advance(Loop):
         if not wanted:
             return
         rows = await self._rows([o for item in wanted for o in item.gist.order_ids])
-        tasks = [SettleTask(i.gist.packed, self._circumstances(i, rows), self._plan(i)) for i in wanted]
+        too_many = await self._decide(wanted, rows)
+        if too_many:
+            await self._decide(too_many, rows, ask_reason="cap_ramp")
+
+    async def _decide(self, items: Sequence[_Item], rows: OrderRows, *, ask_reason: str | None = None) -> list[_Item]:
+        """Decide and settle; returns those that are one too many of what may leave without a person today.
+
+        With ``ask_reason`` nothing leaves without a person, and none is returned.
+        """
+        tasks = [SettleTask(i.gist.packed, self._circumstances(i, rows, ask_reason), self._plan(i)) for i in items]
         decided: list[tuple[_Item, Settled]] = []
-        for item, settled in zip(wanted, await self._thinker().map(tasks), strict=True):
+        for item, settled in zip(items, await self._thinker().map(tasks), strict=True):
             if isinstance(settled, WorkerFailure):
                 await self._fail(item.case, settled)
             else:
                 decided.append((item, settled))
-        await self._settle(decided)
+        return await self._settle(decided, ask_reason)
 
     async def _understand(self, read: Sequence[tuple[Claimed, Gist]]) -> list[_Item]:
         """Write down what the messages are; those whose claim was lost are left out."""
@@ -217,7 +228,7 @@ class Advance(Loop):
             return False
         return True
 
-    def _circumstances(self, item: _Item, rows: OrderRows) -> Circumstances:
+    def _circumstances(self, item: _Item, rows: OrderRows, ask_reason: str | None) -> Circumstances:
         profile, how, now = self._profiles[item.case.mailbox], self._settings, self.clock.now()
         return Circumstances(
             now=now,
@@ -229,6 +240,7 @@ class Advance(Loop):
             may_wait=now - item.case.received_at < how.defer,
             person_reason=_person_reason(item, profile),
             staff_label=item.known.staff_label,
+            ask_reason=ask_reason,
         )
 
     def _plan(self, item: _Item) -> ReplyPlan:
@@ -285,18 +297,25 @@ class Advance(Loop):
 
     # ------------------------------------------------------------------ settling
 
-    async def _settle(self, items: Sequence[tuple[_Item, Settled]]) -> None:
-        """Write the outcomes down: at once for those that are alone in their threads, for the others one by one."""
+    async def _settle(self, items: Sequence[tuple[_Item, Settled]], ask_reason: str | None) -> list[_Item]:
+        """Write the outcomes down: at once for those that are alone in their threads, for the others one by one.
+
+        Returns those that would leave without a person, and are one too many today: nothing is written for them.
+        """
         worker, now = self._settings.worker, self.clock.now()
 
-        def unit(connection: Connection) -> tuple[set[int], list[tuple[_Item, Settlement]]]:
+        def unit(connection: Connection) -> tuple[set[int], list[tuple[_Item, Settlement]], list[_Item]]:
             alone = batches.alone_in_thread(connection, [item.thread_id for item, _ in items])
             filings: dict[int, tuple[_Item, Filing]] = {}
+            too_many: list[_Item] = []
             for item, settled in items:
                 if item.thread_id not in alone or item.known.revision:
                     continue
-                to, reason = self._destination(settled, Surroundings())
+                to, reason = self._destination(settled, Surroundings(), ask_reason)
                 if to is item.case.state:
+                    continue
+                if to is CaseState.QUEUED and not self._within_ramp(connection, item, settled.group):
+                    too_many.append(item)
                     continue
                 draft = self._draft(item, settled) if to in _DRAFT_STATES else None
                 filings[item.case.case_id] = (
@@ -311,21 +330,29 @@ class Advance(Loop):
                     ),
                 )
             done = batches.settle_many(connection, [filing for _, filing in filings.values()], worker=worker, now=now)
-            return set(filings), [(filings[case_id][0], filings[case_id][1].settlement) for case_id in done]
+            ended = [(filings[case_id][0], filings[case_id][1].settlement) for case_id in done]
+            return set(filings), ended, too_many
 
         try:
-            filed, ended = await self._db.write(unit)
+            filed, ended, too_many = await self._db.write(unit)
         except (StaleMove, AlreadyReplying, NotDeliverable):  # one of them; which, shows when each is settled alone
-            filed, ended = set(), []
+            filed, ended, too_many = set(), [], []
         for item, settlement in ended:
             self._tell(item, settlement)
         for case_id in filed - {item.case.case_id for item, _ in ended}:
             log.info("case.claim_lost", case_id=case_id)
-        await asyncio.gather(*(self._settle_one(i, s) for i, s in items if i.case.case_id not in filed))
+        dealt_with = filed | {item.case.case_id for item in too_many}
+        alone = [(item, settled) for item, settled in items if item.case.case_id not in dealt_with]
+        within = await asyncio.gather(*(self._settle_one(item, settled, ask_reason) for item, settled in alone))
+        return [*too_many, *(item for (item, _), fine in zip(alone, within, strict=True) if not fine)]
 
-    async def _settle_one(self, item: _Item, settled: Settled) -> None:
+    async def _settle_one(self, item: _Item, settled: Settled, ask_reason: str | None) -> bool:
+        """As _settle, for one; False when it is one too many."""
+
         def unit(connection: Connection) -> Settlement:
-            to, reason = self._destination(settled, self._surroundings(connection, item))
+            to, reason = self._destination(settled, self._surroundings(connection, item), ask_reason)
+            if to is CaseState.QUEUED and not self._within_ramp(connection, item, settled.group):
+                raise _TooMany
             if to in _REPLACES_EARLIER:
                 self._overtake(connection, item)
             settlement = self._settlement(item, to, reason, settled=settled)
@@ -338,9 +365,13 @@ class Advance(Loop):
                     outbox.enqueue(connection, outgoing, now=self.clock.now(), template=draft.template, automatic=True)
             return settlement
 
-        settlement = await self._guarded(item, unit)
+        try:
+            settlement = await self._guarded(item, unit)
+        except _TooMany:
+            return False
         if settlement is not None:
             self._tell(item, settlement)
+        return True
 
     def _tell(self, item: _Item, settlement: Settlement) -> None:
         to = settlement.to
@@ -357,7 +388,7 @@ class Advance(Loop):
             with_person=any(state is CaseState.HUMAN for _, state in self._earlier(connection, item)),
         )
 
-    def _destination(self, settled: Settled, around: Surroundings) -> tuple[CaseState, str]:
+    def _destination(self, settled: Settled, around: Surroundings, ask_reason: str | None) -> tuple[CaseState, str]:
         if settled.mode is Mode.NONE:
             ignored = settled.verdict is GateVerdict.IGNORE
             return CaseState.IGNORED, settled.verdict_reason if ignored else settled.reasons[0]
@@ -373,11 +404,22 @@ class Advance(Loop):
             return CaseState.HUMAN, "thread_with_person"
         if settled.mode is Mode.SEND:
             return CaseState.QUEUED, settled.reasons[0]
-        return CaseState.AWAITING_APPROVAL, settled.reasons[0]
+        return CaseState.AWAITING_APPROVAL, ask_reason or settled.reasons[0]
 
     def _live(self, group: str | None) -> bool:
         how = self._settings
         return how.live and (group is None or any(fnmatchcase(group, pattern) for pattern in how.live_policies))
+
+    def _within_ramp(self, connection: Connection, item: _Item, group: str | None) -> bool:
+        """Whether one more reply of the group may leave without a person today; it counts if so."""
+        caps, mailbox = self._profiles[item.case.mailbox].caps, item.case.mailbox
+        return group is None or ramps.take(connection, mailbox, group, partial(ramp_limit, caps), now=self.clock.now())
+
+    async def start_ramps(self) -> None:
+        """Have every policy group that is not live any longer start anew when it is again. To be called once, at the start."""
+        gone = await self._db.write(lambda c: ramps.forget_others(c, self._profiles, self._live))
+        if gone:
+            log.info("ramps.ended", groups=gone)
 
     def _earlier(self, connection: Connection, item: _Item) -> list[tuple[int, CaseState]]:
         return cases.open_in_thread(connection, item.thread_id, before=item.case.case_id)
@@ -485,6 +527,10 @@ class Advance(Loop):
             outcome=settled.record if settled is not None else None,
             detail=detail,
         )
+
+
+class _TooMany(Exception):
+    """One more reply than may leave without a person today; the unit of work is taken back."""
 
 
 @dataclass(frozen=True, slots=True)

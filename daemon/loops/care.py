@@ -19,6 +19,7 @@ from sqlalchemy import Connection
 
 from daemon import log as logging
 from daemon.config import Config, MailboxConfig, RunMode
+from daemon.edges.credentials import TokenState
 from daemon.loops import staff
 from daemon.loops.staff import Desk
 from daemon.loops.upkeep import Task
@@ -33,6 +34,8 @@ log = logging.get(__name__)
 USUAL_MAILS = 3.0
 #: Days over which the usual rate is taken.
 USUAL_DAYS = 14
+#: How long renewals of a token that still lives may fail before it is told: the first failure may be a hiccup.
+RENEWAL_GRACE = timedelta(minutes=2)
 #: Hour of the service's day at which reports are written.
 REPORT_HOUR = 8
 #: Drafts that the daily account of shadow mode shows in full.
@@ -52,13 +55,13 @@ class Care:
         troubles: Callable[[], Mapping[str, str]],
         orders: Callable[[], str | None],
         stalled: Callable[[], Sequence[str]],
-        token_ends: Callable[[], Mapping[str, datetime | None]],
+        tokens: Callable[[], Mapping[str, TokenState]],
         post: Callable[[str, Mapping[str, Any]], None],
         on_notice: Callable[[], None],
         expected: Callable[[], float] = lambda: 0.0,
     ) -> None:
         """``troubles``: mailbox → why its account is left alone for a while; ``orders``: why order sources
-        cannot be asked; ``token_ends``: of OAuth2 sign-ins;
+        cannot be asked; ``tokens``: OAuth2 sign-ins, by what follows ``postsale login``;
         ``expected``: share of labels that the model in force should get right, 0 when nobody knows."""
         self._expected = expected
         self._desk = desk
@@ -68,7 +71,7 @@ class Care:
         self._troubles = troubles
         self._orders = orders
         self._stalled = stalled
-        self._token_ends = token_ends
+        self._tokens = tokens
         self._post = post
         self._on_notice = on_notice
 
@@ -131,9 +134,7 @@ class Care:
         ]
         seen += [("poison", str(case), "a message could not be handled and was set aside: queue show") for case in view.broken]
         seen += self._deadlines(view, now)
-        for mailbox, ends in self._token_ends().items():
-            if ends is None or ends <= now:
-                seen.append(("token_expired", mailbox, f"the OAuth2 sign-in has ended; run: postsale login {mailbox}"))
+        seen += self._sign_ins(now)
         seen += self._drift(await self._db.read(lambda c: labelling.labelling(c, now=now)))
         free = shutil.disk_usage(self._config.service.data_dir).free // 1_000_000
         if free < self._config.alarms.disk_free_mb:
@@ -148,6 +149,27 @@ class Care:
             if refusal is not None:
                 why.setdefault(mailbox.name, []).insert(0, refusal.why)
         return {name: "; ".join(dict.fromkeys(reasons)) for name, reasons in why.items()}
+
+    def _sign_ins(self, now: datetime) -> Seen:
+        """OAuth2 sign-ins that have ended or are about to. A token that nobody has tried to renew yet is no trouble."""
+        soon = now + timedelta(days=self._config.alarms.token_days)
+        seen: Seen = []
+        for name, token in self._tokens().items():
+            mend = f"run: postsale login {name}"
+            failing = token.failing_since is not None
+            if token.access_ends is None:
+                seen.append(("token_expired", name, f"nobody has signed in; {mend}"))
+            elif token.withdrawn or (token.sign_in_ends is not None and token.sign_in_ends <= now):
+                seen.append(("token_expired", name, f"the OAuth2 sign-in has ended; {mend}"))
+            elif failing and token.access_ends <= now:
+                seen.append(("token_expired", name, f"the token has ended and cannot be renewed: {token.problem}"))
+            elif token.failing_since is not None and now - token.failing_since >= RENEWAL_GRACE:
+                at = f"{token.access_ends:%Y-%m-%d %H:%M} UTC"
+                seen.append(("token_expiring", name, f"the token ends at {at} and cannot be renewed: {token.problem}"))
+            elif token.sign_in_ends is not None and token.sign_in_ends <= soon:
+                at = f"{token.sign_in_ends:%Y-%m-%d %H:%M} UTC"
+                seen.append(("token_expiring", name, f"the OAuth2 sign-in ends at {at}; {mend}"))
+        return seen
 
     def _drift(self, work: labelling.Labelling) -> Seen:
         expected = self._expected()

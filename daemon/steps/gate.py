@@ -287,6 +287,7 @@ _CAP_SENTENCES: Final = {
     "cap_thread": "This thread has had its share of replies for 72 hours.",
     "cap_hour": "The mailbox has sent its share of replies this hour.",
     "cap_template": "This template has left its share of times this hour.",
+    "cap_ramp": "The policy group has sent its share of the day without a person; the share grows day by day after it went live.",
     "cap_inbound": "This address writes more often than a person would.",
 }
 
@@ -311,6 +312,13 @@ def judge(mail: ParsedMail, envelope: Envelope, identity: Identity) -> Verdict:
     if not matched:
         return Verdict(_REPLY, "answerable")
     return Verdict(matched[0].verdict, matched[0].code, tuple(rule.code for rule in matched))
+
+
+def ramp_limit(caps: Caps, days: int) -> int:
+    """Replies of one policy group that may leave without a person today, after ``days`` on which some did."""
+    if days >= caps.ramp_days:
+        return caps.auto_per_group_day
+    return max(1, caps.auto_per_group_day * (days + 1) // (caps.ramp_days + 1))
 
 
 def apply_caps(

@@ -73,6 +73,8 @@ class Database:
             self.url = self.url.set(password=password)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self._lock_path = Path(str(self.url.database) + ".writer") if self.is_sqlite else None
+        if self.is_sqlite:
+            _make_private(Path(str(self.url.database)))
         self.engine = _engine(self.url, connections=1)
         self._read_engine = _engine(self.url, connections=readers, read_only=True) if self.is_sqlite else self.engine
         self._queue: queue.SimpleQueue[_Unit | None] = queue.SimpleQueue()
@@ -253,6 +255,12 @@ def _heard(done: asyncio.Future[Any]) -> None:
     """A caller that was cancelled does not hear of a failure; asyncio need not complain about it."""
     if not done.cancelled():
         done.exception()
+
+
+def _make_private(path: Path) -> None:
+    """Create the file before SQLite does, whose files anyone may read where the process's umask lets them."""
+    with suppress(OSError):  # where it cannot be made, the first connection fails and says why
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
 
 def _open_lock(path: Path) -> int:

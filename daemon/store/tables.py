@@ -290,6 +290,17 @@ attempts = Table(
     Column("reply", Text),
 )
 
+ramps = Table(
+    "ramps",
+    metadata,
+    Column("mailbox", String(40), primary_key=True),
+    Column("policy_group", String(200), primary_key=True),
+    Column("live_since", UtcDateTime, nullable=False),
+    Column("days", Integer, nullable=False),  # before ``day``, on which replies left without a person
+    Column("day", String(10), nullable=False),  # of UTC, as 2026-11-02
+    Column("replies", Integer, nullable=False),  # on that day
+)
+
 feedback = Table(
     "feedback",
     metadata,

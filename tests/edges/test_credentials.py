@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
@@ -34,13 +35,14 @@ def _config(tmp_path: Path, **sign_in_values: Any) -> Config:
     return Config.model_validate({"service": {"data_dir": tmp_path / "data"}, "mailboxes": [mailbox]})
 
 
-def _oauth(tmp_path: Path, server: TokenServer, provider: str = "microsoft") -> OAuthSignIn:
+def _oauth(tmp_path: Path, server: TokenServer, provider: str = "microsoft", **values: Any) -> OAuthSignIn:
     config = _config(
         tmp_path,
         oauth=provider,
         oauth_client_id="client-1",
         oauth_token_url=f"{server.url}/token",
         oauth_device_url=f"{server.url}/device",
+        **values,
     )
     way = sign_in(config, config.mailboxes[0])
     assert isinstance(way, OAuthSignIn)
@@ -186,6 +188,12 @@ def test_a_token_server_in_trouble_is_transient_and_keeps_the_refresh_token(tmp_
     assert json.loads(_stored(tmp_path).read_text())["refresh_token"] == "r"
 
 
+def _put(tmp_path: Path, **values: Any) -> None:
+    """Tokens that are due for renewal and live for ten more minutes, unless ``values`` say otherwise."""
+    tokens = {"access_token": "old", "refresh_token": "r", "expires_at": time.time() + 600, "renew_at": 0, **values}
+    credentials.write_private(_stored(tmp_path), json.dumps(tokens))
+
+
 def test_a_token_that_is_still_good_is_used_while_the_token_server_is_down(tmp_path: Path, server: TokenServer) -> None:
     tokens = {"access_token": "old", "refresh_token": "r", "expires_at": time.time() + 600, "renew_at": 0}
     credentials.write_private(_stored(tmp_path), json.dumps(tokens))
@@ -203,8 +211,83 @@ def test_a_withdrawn_sign_in_is_not_asked_for_again(tmp_path: Path, server: Toke
     for way in (_oauth(tmp_path, server), _oauth(tmp_path, server)):  # as reading and sending have
         with pytest.raises(NeedsHuman, match="invalid_grant"):
             way.secret()
-        assert way.expires_at() is None
+        assert way.state().withdrawn
     assert len(server.asked) == 1
+
+
+def test_a_renewal_that_fails_is_noted_until_one_works(tmp_path: Path, server: TokenServer) -> None:
+    _put(tmp_path)
+    server.answers = [(503, {}), (200, {"access_token": "access-2", "expires_in": 1000})]
+    way, before = _oauth(tmp_path, server), time.time()
+    assert way.secret() == "old"
+    assert _oauth(tmp_path, server).secret() == "old"  # the other connections leave the server alone too
+    assert len(server.asked) == 1
+    state = way.state()
+    assert (state.withdrawn, state.problem) == (False, "token server answers 503")
+    assert state.failing_since is not None
+    assert state.failing_since.timestamp() >= before
+    _put(tmp_path, **{**json.loads(_stored(tmp_path).read_text()), "renew_at": 0})
+    assert way.secret() == "access-2"
+    assert (way.state().failing_since, way.state().problem) == (None, None)
+
+
+def test_failures_in_a_row_count_from_the_first(tmp_path: Path, server: TokenServer) -> None:
+    _put(tmp_path, failing_since=1000.0)
+    server.answers = [(503, {})]
+    _oauth(tmp_path, server).secret()
+    assert json.loads(_stored(tmp_path).read_text())["failing_since"] == 1000.0
+
+
+@pytest.mark.parametrize(
+    ("values", "provider", "told", "days"),
+    [
+        ({}, "microsoft", {}, 90),
+        ({}, "google", {}, 180),
+        ({}, "google", {"refresh_token_expires_in": 604799}, 7),
+        ({}, "google", {"refresh_token_expires_in": 0}, 180),
+        ({"oauth_sign_in_days": 7}, "google", {}, 7),
+        ({"oauth_idle_days": 14}, "microsoft", {}, 14),
+    ],
+)
+def test_the_end_of_a_sign_in_is_known_from_the_server_or_from_its_policy(
+    tmp_path: Path, server: TokenServer, values: dict[str, float], provider: str, told: dict[str, int], days: float
+) -> None:
+    way = _oauth(tmp_path, server, provider, **values)
+    server.answers = [
+        (200, {"device_code": "d", "user_code": "A", "verification_uri": "https://v.example", "interval": 1}),
+        (200, {"access_token": "access-1", "refresh_token": "r", "expires_in": 3600, **told}),
+    ]
+    way.sign_in_by_device(lambda _url, _code: None, wait=lambda _seconds: None)
+    state = way.state()
+    assert state.sign_in_ends is not None
+    assert abs(state.sign_in_ends.timestamp() - time.time() - days * 86400) < 60
+
+
+def test_a_renewal_moves_the_end_of_an_idle_sign_in_but_not_that_of_a_fixed_one(tmp_path: Path, server: TokenServer) -> None:
+    day, now = 86400, time.time()
+    renewed = (200, {"access_token": "access-2", "refresh_token": "r2", "expires_in": 1000})
+    for values, ends in (({}, now + 90 * day), ({"oauth_sign_in_days": 7}, now + 2 * day)):
+        _put(tmp_path, signed_in_at=now - 5 * day, renewed_at=now - 5 * day)
+        server.answers = [renewed]
+        way = _oauth(tmp_path, server, **values)
+        way.secret()
+        state = way.state()
+        assert state.sign_in_ends is not None
+        assert abs(state.sign_in_ends.timestamp() - ends) < 60
+
+
+def test_two_connections_renew_a_token_once(tmp_path: Path, server: TokenServer) -> None:
+    """A provider that rotates refresh tokens would take the second use of one for theft."""
+    _put(tmp_path)
+    server.answers = [(200, {"access_token": "access-2", "refresh_token": "r2", "expires_in": 1000})]
+    ways = [_oauth(tmp_path, server) for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(lambda way: way.secret(), ways)) == {"access-2"}
+    assert len(server.asked) == 1
+
+
+def test_before_the_first_sign_in_nothing_is_known(tmp_path: Path, server: TokenServer) -> None:
+    assert _oauth(tmp_path, server).state() == credentials.TokenState()
 
 
 def test_tokens_never_travel_readable(tmp_path: Path) -> None:

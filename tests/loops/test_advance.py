@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import pickle
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from sqlalchemy import select, update
 
-from daemon import mind, resources
+from daemon import mind, pipeline, resources
 from daemon.clock import FixedClock
 from daemon.edges.workers import WorkerFailure
 from daemon.errors import Permanent
@@ -25,8 +26,8 @@ from daemon.store.db import Database
 from daemon.store.tables import cases as cases_table
 from daemon.store.tables import drafts as drafts_table
 from daemon.store.tables import outbox as outbox_table
-from daemon.tasks import GistTask, MindFiles
-from daemon.vocab import Address, Caps, CaseState, Identity, OrderId, RawMail
+from daemon.tasks import GistTask, MindFiles, SettleTask
+from daemon.vocab import Address, Caps, CaseState, Identity, Mode, OrderId, RawMail
 from tests.conftest import NOW
 
 BUYER = "k7j2m9x4q1w8+5f1e2a@marketplace.amazon.co.uk"
@@ -72,6 +73,9 @@ class Shop:
     clock: FixedClock
     mind: Mind
     live: bool = True
+    live_policies: tuple[str, ...] = ("*",)
+    caps: Caps = field(default_factory=Caps)
+    sends: bool = False  # every reply that would be asked for is to leave by itself
     rows: list[dict[str, Any]] = field(default_factory=list)
     commands: list[int] = field(default_factory=list)
     break_on: type | None = None
@@ -88,7 +92,7 @@ class Shop:
                 message_id_domain="lampenladen.example",
                 authserv_ids=("mx.lampenladen.example",),
             ),
-            caps=Caps(),
+            caps=self.caps,
             response_hours=24,
             max_age=timedelta(hours=48),
             undo=timedelta(seconds=90),
@@ -106,7 +110,7 @@ class Shop:
                 stale_after=timedelta(hours=24),
                 defer=timedelta(minutes=15),
                 live=self.live,
-                live_policies=("*",),
+                live_policies=self.live_policies,
                 key=b"k" * 32,
             ),
             lookup=self.lookup,
@@ -119,8 +123,18 @@ class Shop:
     async def map(self, items: Sequence[Any]) -> list[Any]:
         mind._mind = self.mind
         return [
-            WorkerFailure("timeout", "too slow", "stack") if self.break_on is type(item) else mind.think(item) for item in items
+            WorkerFailure("timeout", "too slow", "stack") if self.break_on is type(item) else self._think(item)
+            for item in items
         ]
+
+    def _think(self, item: Any) -> Any:
+        if not self.sends or not isinstance(item, SettleTask) or item.circumstances.ask_reason:
+            return mind.think(item)
+        reading = pickle.loads(item.packed)
+        outcome = pipeline.decide(reading, item.circumstances, self.mind)
+        if outcome.draft is not None:
+            outcome = replace(outcome, decision=replace(outcome.decision, mode=Mode.SEND))
+        return mind.settled(reading, outcome, item)
 
     async def lookup(self, ids: Sequence[OrderId]) -> Mapping[OrderId, Sequence[Mapping[str, Any]]]:
         return {i: [r for r in self.rows if r["order_id"] == i.value] for i in ids}
@@ -383,3 +397,56 @@ async def test_a_new_model_looks_at_waiting_drafts_again(shop: Shop) -> None:
     await shop.loop.run_until_idle()
     decided = await shop.case(other.id)
     assert (decided.state, decided.label, decided.revision) == (CaseState.AWAITING_APPROVAL, "logistics_question", 2)
+
+
+async def _many_write(shop: Shop, first: int, count: int) -> list[str]:
+    """States of the cases of that many buyers who ask where their parcel is."""
+    states = []
+    for number in range(first, first + count):
+        case = await shop.after(buyer_mail(WHERE_IS_IT, number=number, sender=f"k7j2m9x4q1w{number}@marketplace.amazon.co.uk"))
+        states.append(case.state)
+    return states
+
+
+async def test_a_group_that_went_live_sends_more_by_itself_day_by_day(
+    database: Database, clock: FixedClock, shipped_mind: Mind
+) -> None:
+    caps = Caps(auto_per_group_day=4, ramp_days=1)
+    shop = Shop(database, clock, shipped_mind, caps=caps, sends=True, rows=[SHIPPED])
+    await shop.loop.start_ramps()
+    assert await _many_write(shop, 1, 3) == [CaseState.QUEUED, CaseState.QUEUED, CaseState.AWAITING_APPROVAL]
+    asked = (await shop.all(cases_table))[-1]
+    assert (asked.reason, asked.mode) == ("cap_ramp", "ask")
+    by_itself, _, to_ask = await shop.all(drafts_table)
+    assert b"Auto-Submitted: auto-replied" in by_itself.mime
+    assert b"Auto-Submitted" not in to_ask.mime  # approved, it will be a person's mail
+    assert len(await shop.all(outbox_table)) == 2
+    again = Shop(database, clock, shipped_mind, caps=caps, sends=True, rows=[SHIPPED], _uids=itertools.count(100))
+    await again.loop.start_ramps()  # as after a restart
+    assert await _many_write(again, 4, 1) == [CaseState.AWAITING_APPROVAL]
+    clock.advance(timedelta(hours=14))  # the next day has begun
+    assert await _many_write(again, 5, 5) == [CaseState.QUEUED] * 4 + [CaseState.AWAITING_APPROVAL]
+
+
+async def test_a_group_that_was_not_live_for_a_while_starts_small_again(
+    database: Database, clock: FixedClock, shipped_mind: Mind
+) -> None:
+    caps = Caps(auto_per_group_day=4, ramp_days=1)
+    shop = Shop(database, clock, shipped_mind, caps=caps, sends=True, rows=[SHIPPED])
+    assert await _many_write(shop, 1, 1) == [CaseState.QUEUED]
+    clock.advance(timedelta(hours=14))
+    others = Shop(
+        database,
+        clock,
+        shipped_mind,
+        caps=caps,
+        sends=True,
+        rows=[SHIPPED],
+        live_policies=("returns",),
+        _uids=itertools.count(100),
+    )
+    await others.loop.start_ramps()
+    assert await _many_write(others, 2, 1) == [CaseState.SHADOWED]
+    back = Shop(database, clock, shipped_mind, caps=caps, sends=True, rows=[SHIPPED], _uids=itertools.count(200))
+    await back.loop.start_ramps()
+    assert await _many_write(back, 3, 3) == [CaseState.QUEUED, CaseState.QUEUED, CaseState.AWAITING_APPROVAL]

@@ -13,12 +13,13 @@ from sqlalchemy import Connection, insert, select, update
 
 from daemon.clock import FixedClock
 from daemon.config import AlarmConfig, Config, RunMode
+from daemon.edges.credentials import TokenState
 from daemon.edges.errors import SignInRefused
 from daemon.loops.account import Account
 from daemon.loops.care import Care
 from daemon.store import alarms, drafts, folders
 from daemon.store.db import Database
-from daemon.store.tables import cases, outbox, raw_mail
+from daemon.store.tables import cases, feedback, outbox, raw_mail
 from daemon.vocab import CaseState, DraftState
 from tests.approval import seeds
 from tests.approval.office import Office, config
@@ -41,7 +42,8 @@ class Ward:
     troubles: dict[str, str] = field(default_factory=dict)
     stalled: list[str] = field(default_factory=list)
     lost: str | None = None
-    tokens: dict[str, datetime | None] = field(default_factory=dict)
+    expected: float = 0.0
+    tokens: dict[str, TokenState] = field(default_factory=dict)
     posted: list[tuple[str, Mapping[str, Any]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -51,9 +53,10 @@ class Ward:
             troubles=lambda: self.troubles,
             orders=lambda: self.lost,
             stalled=lambda: self.stalled,
-            token_ends=lambda: self.tokens,
+            tokens=lambda: self.tokens,
             post=lambda url, content: self.posted.append((url, content)),
             on_notice=lambda: None,
+            expected=lambda: self.expected,
         )
 
     async def names(self) -> list[tuple[str, str]]:
@@ -145,20 +148,17 @@ async def test_a_near_deadline_is_an_alarm_while_live(ward: Ward, database: Data
     assert await shadow.names() == []
 
 
-async def test_an_account_a_sign_in_a_loop_and_the_disk_are_watched(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_account_the_orders_a_loop_and_the_disk_are_watched(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
     await ward.read()
     ward.troubles["shop"] = "535 refused"
     ward.stalled.append("advance")
     ward.lost = "orders database: connection refused"
-    ward.tokens.update(shop=NOW - timedelta(seconds=1), fresh=NOW + timedelta(hours=1), never=None)
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: Usage(10**9, 10**9, 0))
     ward.office.config.alarms.__dict__["disk_free_mb"] = 500
     assert await ward.names() == [
         ("loop_stalled", "advance"),
         ("breaker_open", "shop"),
         ("orders_down", ""),
-        ("token_expired", "shop"),
-        ("token_expired", "never"),
         ("disk_low", ""),
     ]
 
@@ -171,6 +171,54 @@ async def test_an_account_that_cannot_be_read_is_told_at_the_next_look(ward: War
     ward.troubles.clear()
     await account.accepted()
     assert await ward.names() == []
+
+
+async def test_more_corrections_than_the_model_promised_are_an_alarm(ward: Ward) -> None:
+    await ward.read()
+    ward.expected = 0.95
+
+    def decisions(connection: Connection, wrong: int, first_uid: int) -> None:
+        for number in range(40):
+            case_id = seeds.add_case(connection, now=NOW, uid=first_uid + number)
+            judged = {"kind": "buyer", "label": "complaint", "model_version": "m1", "received_at": NOW, "state": "closed"}
+            connection.execute(update(cases).where(cases.c.id == case_id).values(**judged))
+            final = "complaint/late" if number >= wrong else "return_request"
+            connection.execute(insert(feedback).values(case_id=case_id, at=NOW, by="li", predicted="complaint", final=final))
+
+    await ward.office.database.write(lambda c: decisions(c, 3, 7_000_000))
+    assert await ward.names() == []
+    await ward.office.database.write(lambda c: decisions(c, 10, 8_000_000))
+    assert await ward.names() == [("model_drift", "m1")]
+
+
+HOUR, DAY = timedelta(hours=1), timedelta(days=1)
+
+
+@pytest.mark.parametrize(
+    ("state", "alarm", "words"),
+    [
+        (TokenState(), "token_expired", "nobody has signed in; run: postsale login shop"),
+        (TokenState(access_ends=NOW + HOUR), None, ""),
+        (TokenState(access_ends=NOW - HOUR), None, ""),  # the service was off, and has not asked for another yet
+        (TokenState(access_ends=NOW - HOUR, failing_since=NOW, problem="token server answers 503"), "token_expired", "503"),
+        (TokenState(access_ends=NOW + HOUR, failing_since=NOW), None, ""),  # one hiccup
+        (
+            TokenState(access_ends=NOW + HOUR, failing_since=NOW - timedelta(minutes=2), problem="token server answers 503"),
+            "token_expiring",
+            "ends at 2026-11-02 11:00 UTC and cannot be renewed: token server answers 503",
+        ),
+        (TokenState(access_ends=NOW + HOUR, failing_since=NOW, withdrawn=True), "token_expired", "run: postsale login shop"),
+        (TokenState(access_ends=NOW + HOUR, sign_in_ends=NOW + 4 * DAY), None, ""),
+        (TokenState(access_ends=NOW + HOUR, sign_in_ends=NOW + 2 * DAY), "token_expiring", "ends at 2026-11-04 10:00 UTC"),
+        (TokenState(access_ends=NOW + HOUR, sign_in_ends=NOW), "token_expired", "run: postsale login shop"),
+    ],
+)
+async def test_a_sign_in_that_ends_is_told_before_it_does(ward: Ward, state: TokenState, alarm: str | None, words: str) -> None:
+    await ward.read()
+    ward.tokens["shop"] = state
+    seen = await ward.care.look(NOW)
+    assert [(name, subject) for name, subject, _ in seen] == ([(alarm, "shop")] if alarm else [])
+    assert all(words in detail for _, _, detail in seen)
 
 
 async def test_a_deaf_webhook_does_not_stop_the_service(ward: Ward) -> None:
