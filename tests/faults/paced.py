@@ -1,4 +1,4 @@
-"""The whole application in time that runs faster: an hour of its waits passes in a minute.
+"""The whole application in time that runs faster: an hour of its waits passes in minutes.
 
 Unlike the compressed waits of the other plans, nothing of the service is set
 otherwise: the event loop's own clock, the wall clock that the service reads

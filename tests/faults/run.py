@@ -314,7 +314,8 @@ def table(report: Report) -> str:
     if total.tries:
         lines.append(
             f"- Accounts turned away: in an hour of refusals one server saw {max(total.tries)} sign-ins at most; somebody heard "
-            f"of it after {quantile(total.alerts, 0.5):.0f} s (median), {max(total.alerts):.0f} s at most, of the service's time."
+            f"of it after {quantile(total.alerts, 0.5):.0f} s (median), {max(total.alerts):.0f} s at most, of the service's time. "
+            f"Once mended, everybody was answered within {max(total.resumed, default=0) / 60:.0f} of its minutes."
         )
     lines += [f"- {mails} mails at once were worked off in {seconds:.0f} s." for mails, seconds in total.heaps if mails >= 500]
     if total.growth:
