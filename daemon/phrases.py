@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
+_CLASS: Final = re.compile(r"\[\^?\]?(?:\\.|[^\]\\])*+\]")
 _GROUP: Final = re.compile(r"\((?:\?(?::|=|!|<=|<!))?")
 
 
@@ -53,7 +54,9 @@ def _literals_from(expression: str, position: int) -> tuple[frozenset[str], int]
             if head.group() not in ("(", "(?:"):  # it looks at the text around and takes none
                 inner = frozenset()
         elif character == "[":
-            position = expression.index("]", position + 2)
+            ended = _CLASS.match(expression, position)
+            assert ended is not None
+            position = ended.end() - 1
         elif character == "\\":
             position += 1
         else:

@@ -23,7 +23,7 @@ from daemon.vocab import Address, Draft, Frozen
 # RFC 5322 section 2.1.1: lines of at most 78 characters where they can be broken, of 998 in any case.
 _LINE, _LONGEST_LINE = 78, 998
 _WORD_BYTES = 42  # of UTF-8 in one encoded word: it fits behind the longest name of a field that carries prose
-_ATOMS = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~ -]+")
+_ATOM = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+")
 _DOT_ATOM_ADDRESS = re.compile(
     r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?:\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*"
 )
@@ -149,10 +149,11 @@ def _mailbox(address: Address) -> list[str]:
             raise ValueError("an address of the reply is none") from error
     if not name:
         return [spec]
-    if not name.isascii() or "=?" in name or len(name) > 60:
+    words = _prose(name)
+    if all(word.startswith("=?") or _ATOM.fullmatch(word) for word in words):
+        return [*words, f"<{spec}>"]
+    if not name.isascii() or "=?" in name or len(name) > _LINE - 18:
         return [*_encoded_words(name), f"<{spec}>"]
-    if _ATOMS.fullmatch(name):
-        return [*name.split(" "), f"<{spec}>"]
     escaped = name.replace("\\", "\\\\").replace('"', '\\"')
     return [f'"{escaped}"', f"<{spec}>"]
 
@@ -160,7 +161,7 @@ def _mailbox(address: Address) -> list[str]:
 def _prose(text: str) -> list[str]:
     """The words of a field of free text, from the first to the last that is not plain as encoded words."""
     words = text.split(" ")
-    odd = [n for n, word in enumerate(words) if not word.isascii() or "=?" in word or len(word) > _LINE - 20]
+    odd = [n for n, word in enumerate(words) if not word.isascii() or "=?" in word or len(word) > _LINE - 12]
     if not odd:
         return words
     return [*words[: odd[0]], *_encoded_words(" ".join(words[odd[0] : odd[-1] + 1])), *words[odd[-1] + 1 :]]
