@@ -17,7 +17,7 @@ from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, bindparam, exists, func, insert, not_, or_, select, update
+from sqlalchemy import ColumnElement, Connection, and_, bindparam, func, insert, not_, or_, select, update
 from sqlalchemy import case as sql_case
 
 from daemon.clock import DELIVERY_BACKOFF_SECONDS, RECONNECT_BACKOFF_SECONDS, backoff
@@ -643,48 +643,45 @@ def traffic(connection: Connection, row: Delivery, *, now: datetime) -> Traffic:
         "three_days": now - timedelta(hours=72),
     }
 
-    def count(which: Select[Any]) -> int:
-        found: int = connection.execute(which, asked).scalar_one()
-        return found
-
-    return Traffic(
-        recipient_day=count(_RECIPIENT_DAY),
-        automatic_recipient_day=count(_AUTOMATIC_RECIPIENT_DAY),
-        thread_72h=count(_THREAD_72H),
-        template_hour=count(_TEMPLATE_HOUR),
-    )
+    to_them = connection.execute(_TO_THEM, asked).one()
+    in_thread: int = connection.execute(_SENT_IN_THREAD, asked).scalar_one()
+    by_template: int = connection.execute(_BY_TEMPLATE, asked).scalar_one() if row.template else 0
+    return Traffic(to_them.replies, to_them.automatic, in_thread, by_template)
 
 
 _c = outbox.c
-_OTHERS = (_c.mailbox == bindparam("mailbox"), _c.kind == DeliveryKind.BUYER_REPLY.value, _c.id != bindparam("delivery"))
-_THREAD = select(cases.c.thread_id).where(cases.c.id == bindparam("case")).scalar_subquery()
-_IN_THREAD = select(cases.c.id).where(cases.c.thread_id == _THREAD)
+_OTHER_REPLY = and_(_c.kind == DeliveryKind.BUYER_REPLY.value, _c.id != bindparam("delivery"))
+_ABOUT_TO_LEAVE = (_c.state == DeliveryState.CLAIMED.value, _c.mailbox == bindparam("mailbox"), _OTHER_REPLY)
 
 
-def _claimed(*where: ColumnElement[bool]) -> ColumnElement[int]:
-    """How many other replies are about to be let out."""
-    return (
-        select(func.count())
-        .select_from(outbox)
-        .where(*_OTHERS, _c.state == DeliveryState.CLAIMED.value, *where)
-        .scalar_subquery()
-    )
+def _since(moment: str) -> ColumnElement[bool]:
+    """Another reply that was let out since then, or is about to be."""
+    let_out = or_(_c.transmitted_at > bindparam(moment), _c.state == DeliveryState.CLAIMED.value)
+    return and_(_OTHER_REPLY, let_out)
 
 
-def _left(since: str, *where: ColumnElement[bool]) -> Select[tuple[int]]:
-    # two questions instead of one with OR, so that each finds its index
-    let_out = select(func.count()).select_from(outbox).where(*_OTHERS, _c.transmitted_at > bindparam(since), *where)
-    return select(let_out.scalar_subquery() + _claimed(*where))
+def _number(condition: ColumnElement[bool]) -> ColumnElement[int]:
+    """How many rows of a group meet a condition."""
+    return func.coalesce(func.sum(sql_case((condition, 1), else_=0)), 0)
 
 
-# Made once: these run for every reply, and putting a statement together costs more than running it.
+# Made once: these run for every reply, and putting a statement together costs more than running it. Conditions are
+# counted, not asked for, where SQLite would go by them through everything that was ever sent.
 _LEFT_IN_HOUR = select(
-    func.count().label("left"), func.min(_c.transmitted_at).label("oldest"), _claimed().label("claimed")
-).where(*_OTHERS, _c.transmitted_at > bindparam("hour"))
-_RECIPIENT_DAY = _left("day", _c.recipient_key == bindparam("recipient"))
-_AUTOMATIC_RECIPIENT_DAY = _left("day", _c.recipient_key == bindparam("recipient"), _c.automatic.is_(True))
-_THREAD_72H = _left("three_days", _c.case_id.in_(_IN_THREAD))
-_TEMPLATE_HOUR = _left("hour", _c.template == bindparam("template"))
+    func.count().label("left"),
+    func.min(_c.transmitted_at).label("oldest"),
+    select(func.count()).select_from(outbox).where(*_ABOUT_TO_LEAVE).scalar_subquery().label("claimed"),
+).where(_c.mailbox == bindparam("mailbox"), _c.transmitted_at > bindparam("hour"), _OTHER_REPLY)
+_TO_THEM = select(
+    _number(_since("day")).label("replies"), _number(and_(_since("day"), _c.automatic.is_(True))).label("automatic")
+).where(_c.mailbox == bindparam("mailbox"), _c.recipient_key == bindparam("recipient"))
+_OF_THREAD = cases.join(outbox, _c.case_id == cases.c.id)
+_THREAD = select(cases.c.thread_id).where(cases.c.id == bindparam("case")).scalar_subquery()
+_SENT_IN_THREAD = select(_number(_since("three_days"))).select_from(_OF_THREAD).where(cases.c.thread_id == _THREAD)
+_BY_TEMPLATE = select(
+    _number(_c.template == bindparam("template"))
+    + select(func.count()).select_from(outbox).where(*_ABOUT_TO_LEAVE, _c.template == bindparam("template")).scalar_subquery()
+).where(_c.mailbox == bindparam("mailbox"), _c.transmitted_at > bindparam("hour"), _OTHER_REPLY)
 
 
 def overtaken(connection: Connection, row: Delivery) -> str | None:
@@ -700,16 +697,14 @@ def overtaken(connection: Connection, row: Delivery) -> str | None:
     return "answered" if found.answered else None
 
 
+_later = cases.alias("later")
 _OVERTAKEN = select(
     func.count().label("newer"),
-    func.coalesce(func.sum(sql_case((cases.c.state == CaseState.RECEIVED.value, 1), else_=0)), 0).label("unread"),
-    exists()
-    .where(
-        _c.case_id.in_(_IN_THREAD),
-        _c.kind == DeliveryKind.BUYER_REPLY.value,
-        _c.case_id > bindparam("case"),
-        _c.transmitted_at > bindparam("approved"),
-    )
+    _number(cases.c.state == CaseState.RECEIVED.value).label("unread"),
+    select(_number(and_(_c.kind == DeliveryKind.BUYER_REPLY.value, _c.transmitted_at > bindparam("approved"))))
+    .select_from(_later.join(outbox, _c.case_id == _later.c.id))
+    .where(_later.c.thread_id == _THREAD, _later.c.id > bindparam("case"))
+    .scalar_subquery()
     .label("answered"),
 ).where(
     cases.c.thread_id == _THREAD,
@@ -752,6 +747,7 @@ def forget_notices(connection: Connection, *, before: datetime) -> int:
             outbox.c.kind == DeliveryKind.STAFF_NOTICE.value,
             outbox.c.state == DeliveryState.SENT.value,
             outbox.c.mime.is_not(None),
+            outbox.c.copied_at.is_(None),  # as it is of every notice; an index rests on it
             outbox.c.updated_at < before,
         )
         .values(mime=None)

@@ -76,7 +76,8 @@ def overview(connection: Connection) -> Overview:
         .order_by(cases.c.id.desc())
         .limit(1)
     ).first()
-    ended = [DeliveryState.SENT.value, DeliveryState.CANCELLED.value, DeliveryState.FAILED.value, DeliveryState.BOUNCED.value]
+    ended = {DeliveryState.SENT, DeliveryState.CANCELLED, DeliveryState.FAILED, DeliveryState.BOUNCED}
+    under_way = [state.value for state in DeliveryState if state not in ended]
     return Overview(
         folders=[
             FolderView(*row)
@@ -92,7 +93,7 @@ def overview(connection: Connection) -> Overview:
             )
         ],
         cases=_counts(connection, cases.c.state),
-        deliveries=_counts(connection, outbox.c.state, outbox.c.state.not_in(ended)),
+        deliveries=_counts(connection, outbox.c.state, outbox.c.state.in_(under_way)),
         oldest=_waiting(connection, open_case, cases.c.received_at),
         next_deadline=_waiting(connection, open_case & cases.c.deadline_at.is_not(None), cases.c.deadline_at),
         uncertain=_ids(connection, CaseState.UNCERTAIN),

@@ -229,6 +229,10 @@ Index("ix_approvals_case", approvals.c.case_id, approvals.c.revision)
 Index("ix_approvals_notice_message_id", approvals.c.notice_message_id)
 Index("ix_approvals_digest_id", approvals.c.digest_id)
 Index("ix_approvals_expires_at", approvals.c.expires_at)
+Index("ix_approvals_purpose_created_at", approvals.c.purpose, approvals.c.created_at)
+#: Tokens that somebody may still use.
+_LIVE = text("used_at IS NULL AND revoked_at IS NULL")
+Index("ix_approvals_live", approvals.c.case_id, sqlite_where=_LIVE, postgresql_where=_LIVE)
 
 outbox = Table(
     "outbox",
@@ -275,6 +279,10 @@ Index("ix_outbox_mailbox_recipient_key", outbox.c.mailbox, outbox.c.recipient_ke
 Index("ix_outbox_case_id", outbox.c.case_id)
 Index("ix_outbox_mailbox_transmitted_at", outbox.c.mailbox, outbox.c.transmitted_at)
 Index("ix_outbox_mailbox_created_at", outbox.c.mailbox, outbox.c.created_at)
+Index("ix_outbox_updated_at", outbox.c.updated_at)
+#: What is neither copied to the Sent folder nor forgotten: next to nothing of what was ever sent.
+_KEPT = text("copied_at IS NULL AND mime IS NOT NULL")
+Index("ix_outbox_kept", outbox.c.kind, outbox.c.state, outbox.c.mailbox, sqlite_where=_KEPT, postgresql_where=_KEPT)
 
 attempts = Table(
     "attempts",

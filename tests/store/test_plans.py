@@ -5,15 +5,17 @@ PostgreSQL chooses by statistics, so the plans are looked at on SQLite.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, event
 
-from daemon.store import cases
+from daemon.store import cases, outbox, requests
 from daemon.store.db import Database
 from daemon.store.migrate import upgrade
+from daemon.vocab import DeliveryKind, DeliveryState
 
 NOW = datetime(2026, 11, 2, 10, tzinfo=UTC)
 
@@ -26,25 +28,99 @@ def _plans(connection: Connection, asked: list[tuple[str, Any]]) -> list[str]:
     ]
 
 
-def test_the_history_of_a_message_is_found_by_indexes(tmp_path: Path) -> None:
+Asked = list[tuple[str, Any]]
+
+
+def _asked_by(tmp_path: Path, work: Callable[[Connection], object]) -> tuple[int, list[str]]:
+    """How many statements that read a piece of work asks, and the steps of their plans."""
     database = Database(f"sqlite:///{tmp_path}/plans.db")
     upgrade(database)
-    asked: list[tuple[str, Any]] = []
+    asked: Asked = []
 
     def note(_connection: Any, _cursor: Any, statement: str, values: Any, *_: Any) -> None:
-        if statement.startswith("SELECT"):
+        if statement.startswith(("SELECT", "UPDATE", "DELETE")):
             asked.append((statement, values))
 
     def unit(connection: Connection) -> list[str]:
         event.listen(connection, "before_cursor_execute", note)
-        cases.history(connection, "shop", sender="a@example.test", thread_id=7, before=9, now=NOW)
+        work(connection)
         event.remove(connection, "before_cursor_execute", note)
         return _plans(connection, asked)
 
     plans = database.write_now(unit)
     database.close()
-    assert len(asked) == 5
+    return len(asked), plans
+
+
+def test_the_history_of_a_message_is_found_by_indexes(tmp_path: Path) -> None:
+    number, plans = _asked_by(
+        tmp_path, lambda c: cases.history(c, "shop", sender="a@example.test", thread_id=7, before=9, now=NOW)
+    )
+    assert number == 5
     assert not [step for step in plans if step.startswith("SCAN")]
     for step in plans:
         if step.startswith("SEARCH outbox"):  # by time or by case, never everything that a mailbox ever sent
             assert "created_at>?" in step or "case_id=?" in step, step
+
+
+def test_a_sender_with_nothing_to_do_looks_at_nothing_else(tmp_path: Path) -> None:
+    def work(c: Connection) -> None:
+        outbox.newest_write(c)
+        outbox.uncertain_due(c, "shop", now=NOW)
+        outbox.without_copy(c, "shop", before=NOW)
+        outbox.waiting(c, "shop", now=NOW)
+        outbox.due(c, "shop", now=NOW)
+        outbox.next_due(c, "shop")
+        outbox.forget_notices(c, before=NOW)
+
+    _, plans = _asked_by(tmp_path, work)
+    searched = {step for step in plans if "outbox" in step}
+    assert searched == {
+        "SEARCH outbox USING COVERING INDEX ix_outbox_updated_at",  # its end
+        "SEARCH outbox USING INDEX ix_outbox_kept (kind=? AND state=? AND mailbox=?)",
+        "SEARCH outbox USING INDEX ix_outbox_kept (kind=? AND state=?)",
+        "SEARCH outbox USING INDEX ix_outbox_state_not_before (state=?)",  # queued or uncertain ones
+        "SEARCH outbox USING INTEGER PRIMARY KEY (rowid=?)",
+    }
+
+
+def test_the_last_look_at_a_reply_goes_by_its_thread_its_writer_and_the_last_hour(tmp_path: Path) -> None:
+    row = outbox.Delivery(
+        *(1, DeliveryKind.BUYER_REPLY, "shop", 1, 1, "a@b.test", "s@b.test", "<1@b>", b"", "", DeliveryState.QUEUED, NOW, 0),
+        *("t", True, NOW, None, NOW, None),
+    )
+
+    def work(c: Connection) -> None:
+        outbox.left_in_hour(c, row, now=NOW)
+        outbox.traffic(c, row, now=NOW)
+        outbox.overtaken(c, row)
+
+    number, plans = _asked_by(tmp_path, work)
+    assert number == 5
+    assert {step.partition(" USING ")[2] for step in plans if "outbox" in step} == {
+        "INDEX ix_outbox_mailbox_transmitted_at (mailbox=? AND transmitted_at>?)",
+        "INDEX ix_outbox_mailbox_recipient_key (mailbox=? AND recipient_key=?)",
+        "INDEX ix_outbox_state_not_before (state=?)",  # those that are about to leave
+        "INDEX ix_outbox_case_id (case_id=?)",
+    }
+
+
+def test_a_round_of_upkeep_goes_by_what_is_open(tmp_path: Path) -> None:
+    def work(c: Connection) -> None:
+        requests.unasked(c, "shop")
+        requests.undecided(c, "shop")
+        requests.unasked_people(c)
+        requests.asked_since(c, "human", NOW)
+        requests.unasked_uncertain(c)
+        requests.due(c, now=NOW)
+        requests.hold_over(c, now=NOW)
+        requests.vetoed(c)
+        requests.orphaned(c)
+        requests.answerable(c, "shop")
+        requests.next_due(c)
+
+    _, plans = _asked_by(tmp_path, work)
+    assert [step for step in plans if step.startswith("SCAN")] == ["SCAN approvals USING INDEX ix_approvals_live"]
+    for step in plans:
+        if "SEARCH cases" in step:
+            assert "ix_cases_state_due (state=?" in step or "rowid=?" in step, step
