@@ -44,6 +44,7 @@ from daemon.loops.metrics import Metrics
 from daemon.loops.profiles import profile, profiles
 from daemon.loops.recheck import OrderRows, Recheck
 from daemon.loops.rescore import rescore
+from daemon.loops.settling import SettleSettings, Settling
 from daemon.loops.staff import Desk, Revision
 from daemon.loops.upkeep import Approvals, Task, Upkeep
 from daemon.steps.approval import StaffRenderer
@@ -58,6 +59,8 @@ from daemon.vocab import OrderId, Reading
 log = logging.get(__name__)
 
 
+#: Messages that are taken forward together.
+BATCH = 50
 #: How often report folders are looked at.
 REPORTS_EVERY = timedelta(seconds=10)
 
@@ -148,7 +151,7 @@ class App:
         await asyncio.to_thread(upgrade, self.database)
         await asyncio.to_thread(self.judge.load)
         self._build(service_key(folder))
-        await self.advance.start_ramps()
+        await self.settling.start_ramps()
 
     async def __aexit__(self, *exc: object) -> None:
         await self._stack.aclose()
@@ -196,17 +199,37 @@ class App:
         )
         tasks = (Task("orders", self._refresh_orders, every=REPORTS_EVERY), *approvals.tasks(), *self.care.tasks())
         self.upkeep = Upkeep(tasks=tasks, clock=clock, next_due=approvals.next_due)
+        self.settling = Settling(
+            database=database,
+            clock=clock,
+            profiles=known,
+            settings=SettleSettings(
+                worker=self.boot_id,
+                live=config.service.mode is RunMode.LIVE,
+                live_policies=config.service.live_policies,
+                key=key,
+            ),
+            on_queued=self.wake_senders,
+            on_waiting=self.upkeep.wake,
+            versions=lambda: self.judge.versions,
+        )
         self.advance = Advance(
             database=database,
             clock=clock,
             thinker=lambda: self.judge.workers,
             profiles=known,
-            settings=self._advance_settings(key, stale_after),
+            settings=AdvanceSettings(
+                worker=self.boot_id,
+                batch=BATCH,
+                max_attempts=config.reading.attempts,
+                stale_after=stale_after,
+                defer=timedelta(minutes=config.orders.defer_minutes),
+            ),
+            settling=self.settling,
             lookup=self._lookup,
             carry_out=partial(self._carry_out, desk),
             on_queued=self.wake_senders,
             on_waiting=self.upkeep.wake,
-            versions=lambda: self.judge.versions,
         )
         self.ingests = [self._ingest(mailbox) for mailbox in config.mailboxes]
         self.senders = [self._deliver(mailbox, recheck) for mailbox in config.mailboxes]
@@ -215,19 +238,6 @@ class App:
             metrics = Metrics(database, clock, lambda: self.loops)
             self.watch_server = WatchServer(config.http.listen, metrics=metrics.text, health=self._health)
             self._stack.callback(self.watch_server.close)
-
-    def _advance_settings(self, key: bytes, stale_after: timedelta) -> AdvanceSettings:
-        config = self.config
-        return AdvanceSettings(
-            worker=self.boot_id,
-            batch=50,
-            max_attempts=config.reading.attempts,
-            stale_after=stale_after,
-            defer=timedelta(minutes=config.orders.defer_minutes),
-            live=config.service.mode is RunMode.LIVE,
-            live_policies=config.service.live_policies,
-            key=key,
-        )
 
     def _ingest(self, mailbox: MailboxConfig) -> Ingest:
         return Ingest(

@@ -52,3 +52,7 @@ class ConfigError(PostsaleError):
         self.key = key
         self.problem = problem
         self.mend = mend
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # it also comes from the process in which the file was opened
+        return type(self), (self.file, self.key, self.problem, self.mend), self.__dict__

@@ -325,6 +325,12 @@ class Caps(Value):
     per_hour: int = 120
     mails_per_address_day: int = 30
 
+    def ramp_limit(self, days: int) -> int:
+        """Replies of one policy group that may leave without a person today, after ``days`` on which some did."""
+        if days >= self.ramp_days:
+            return self.auto_per_group_day
+        return max(1, self.auto_per_group_day * (days + 1) // (self.ramp_days + 1))
+
 
 @dataclass(frozen=True, slots=True)
 class Identity(Value):

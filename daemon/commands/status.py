@@ -89,12 +89,11 @@ def _collect(config: Config, database: Any) -> dict[str, Any]:
 
 def _ramp(config: Config, ramp: Any) -> dict[str, Any]:
     """A policy group's replies without a person, with the caps that hold for it today."""
-    from daemon.steps.gate import ramp_limit
     from daemon.vocab import Caps
 
     known = {m.name: m.caps for m in config.mailboxes}
     caps = Caps(**known[ramp.mailbox].model_dump()) if ramp.mailbox in known else Caps()
-    return {**asdict(ramp), "limit": ramp_limit(caps, ramp.days), "ramp_days": caps.ramp_days}
+    return {**asdict(ramp), "limit": caps.ramp_limit(ramp.days), "ramp_days": caps.ramp_days}
 
 
 def _iso(value: Any) -> str:

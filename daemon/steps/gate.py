@@ -314,13 +314,6 @@ def judge(mail: ParsedMail, envelope: Envelope, identity: Identity) -> Verdict:
     return Verdict(matched[0].verdict, matched[0].code, tuple(rule.code for rule in matched))
 
 
-def ramp_limit(caps: Caps, days: int) -> int:
-    """Replies of one policy group that may leave without a person today, after ``days`` on which some did."""
-    if days >= caps.ramp_days:
-        return caps.auto_per_group_day
-    return max(1, caps.auto_per_group_day * (days + 1) // (caps.ramp_days + 1))
-
-
 def apply_caps(
     verdict: Verdict, history: History, caps: Caps, *, template: str | None = None, automatic: bool = False
 ) -> Verdict:

@@ -28,22 +28,24 @@ class Ramp:
     replies: int  # today
 
 
-def take(connection: Connection, mailbox: str, group: str, limit: Callable[[int], int], *, now: datetime) -> bool:
-    """Count one more reply without a person against the day; False when the day's share is used up.
+def take(
+    connection: Connection, mailbox: str, group: str, limit: Callable[[int], int], *, wanted: int = 1, now: datetime
+) -> int:
+    """Count replies without a person against the day; returns how many of those wanted the day's share still has.
 
     ``limit`` says how many a day allows after that many days. To be called in
-    the transaction that lets the reply go.
+    the transaction that lets the replies go.
     """
     start = {"mailbox": mailbox, "policy_group": group, "live_since": now, "days": 0, "day": _day(now), "replies": 0}
     insert_new(connection, ramps, [start])
     ours = (ramps.c.mailbox == mailbox) & (ramps.c.policy_group == group)
     row = connection.execute(select(ramps).where(ours).with_for_update()).one()
     days, replies = _today(row.days, row.day, row.replies, now)
-    if replies >= limit(days):
-        return False
-    day = max(row.day, _day(now))  # a clock that is set back earns no new day
-    connection.execute(update(ramps).where(ours).values(days=days, day=day, replies=replies + 1))
-    return True
+    given = min(wanted, max(0, limit(days) - replies))
+    if given:
+        day = max(row.day, _day(now))  # a clock that is set back earns no new day
+        connection.execute(update(ramps).where(ours).values(days=days, day=day, replies=replies + given))
+    return given
 
 
 def forget_others(connection: Connection, mailboxes: Collection[str], live: Callable[[str], bool]) -> list[str]:

@@ -46,6 +46,7 @@ from daemon.loops.advance import Advance, AdvanceSettings
 from daemon.loops.deliver import Deliver
 from daemon.loops.ingest import Ingest
 from daemon.loops.profiles import MailboxProfile
+from daemon.loops.settling import SettleSettings, Settling
 from daemon.mind import gist, load_mind, settled
 from daemon.pipeline import Mind
 from daemon.steps import gate
@@ -267,17 +268,21 @@ async def serve(order: dict[str, Any], mind: Mind) -> None:
         leaks=clean,
         asked=lambda: None,
     )
+    common: dict[str, Any] = {
+        "database": database,
+        "clock": clock,
+        "profiles": {"shop": profile},
+        "on_queued": deliver.wake,
+        "on_waiting": lambda: None,
+    }
+    settling = Settling(settings=SettleSettings(boot_id, True, ("*",), b"k" * 32), versions=lambda: ("m", "p"), **common)
     advance = Advance(
-        database=database,
-        clock=clock,
         thinker=lambda: Thinker(mind),
-        profiles={"shop": profile},
-        settings=AdvanceSettings(boot_id, 16, 3, timedelta(days=1), timedelta(0), True, ("*",), b"k" * 32),
+        settings=AdvanceSettings(boot_id, 16, 3, timedelta(days=1), timedelta(0)),
+        settling=settling,
         lookup=no_orders,
         carry_out=nothing,
-        on_queued=deliver.wake,
-        on_waiting=lambda: None,
-        versions=lambda: ("m", "p"),
+        **common,
     )
     ingest = Ingest(
         database,

@@ -20,6 +20,7 @@ from daemon.loops.advance import Advance, AdvanceSettings
 from daemon.loops.profiles import MailboxProfile
 from daemon.loops.recheck import Recheck
 from daemon.loops.rescore import rescore
+from daemon.loops.settling import SettleSettings, Settling
 from daemon.pipeline import Mind
 from daemon.store import cases, drafts, folders, outbox
 from daemon.store.db import Database
@@ -98,26 +99,22 @@ class Shop:
             undo=timedelta(seconds=90),
             message_id_domain="lampenladen.example",
         )
+        quiet: dict[str, Any] = {"on_queued": lambda: None, "on_waiting": lambda: None}
+        common: dict[str, Any] = {"database": self.database, "clock": self.clock, "profiles": {"lampen": profile}, **quiet}
+        self.settling = Settling(
+            settings=SettleSettings("test:1", self.live, self.live_policies, b"k" * 32),
+            versions=lambda: ("model-1", "playbook-1"),
+            **common,
+        )
         self.loop = Advance(
-            database=self.database,
-            clock=self.clock,
             thinker=lambda: self,
-            profiles={"lampen": profile},
             settings=AdvanceSettings(
-                worker="test:1",
-                batch=10,
-                max_attempts=3,
-                stale_after=timedelta(hours=24),
-                defer=timedelta(minutes=15),
-                live=self.live,
-                live_policies=self.live_policies,
-                key=b"k" * 32,
+                worker="test:1", batch=10, max_attempts=3, stale_after=timedelta(hours=24), defer=timedelta(minutes=15)
             ),
+            settling=self.settling,
             lookup=self.lookup,
             carry_out=self.carry_out,
-            on_queued=lambda: None,
-            on_waiting=lambda: None,
-            versions=lambda: ("model-1", "playbook-1"),
+            **common,
         )
 
     async def map(self, items: Sequence[Any]) -> list[Any]:
@@ -413,7 +410,7 @@ async def test_a_group_that_went_live_sends_more_by_itself_day_by_day(
 ) -> None:
     caps = Caps(auto_per_group_day=4, ramp_days=1)
     shop = Shop(database, clock, shipped_mind, caps=caps, sends=True, rows=[SHIPPED])
-    await shop.loop.start_ramps()
+    await shop.settling.start_ramps()
     assert await _many_write(shop, 1, 3) == [CaseState.QUEUED, CaseState.QUEUED, CaseState.AWAITING_APPROVAL]
     asked = (await shop.all(cases_table))[-1]
     assert (asked.reason, asked.mode) == ("cap_ramp", "ask")
@@ -422,7 +419,7 @@ async def test_a_group_that_went_live_sends_more_by_itself_day_by_day(
     assert b"Auto-Submitted" not in to_ask.mime  # approved, it will be a person's mail
     assert len(await shop.all(outbox_table)) == 2
     again = Shop(database, clock, shipped_mind, caps=caps, sends=True, rows=[SHIPPED], _uids=itertools.count(100))
-    await again.loop.start_ramps()  # as after a restart
+    await again.settling.start_ramps()  # as after a restart
     assert await _many_write(again, 4, 1) == [CaseState.AWAITING_APPROVAL]
     clock.advance(timedelta(hours=14))  # the next day has begun
     assert await _many_write(again, 5, 5) == [CaseState.QUEUED] * 4 + [CaseState.AWAITING_APPROVAL]
@@ -445,8 +442,8 @@ async def test_a_group_that_was_not_live_for_a_while_starts_small_again(
         live_policies=("returns",),
         _uids=itertools.count(100),
     )
-    await others.loop.start_ramps()
+    await others.settling.start_ramps()
     assert await _many_write(others, 2, 1) == [CaseState.SHADOWED]
     back = Shop(database, clock, shipped_mind, caps=caps, sends=True, rows=[SHIPPED], _uids=itertools.count(200))
-    await back.loop.start_ramps()
+    await back.settling.start_ramps()
     assert await _many_write(back, 3, 3) == [CaseState.QUEUED, CaseState.QUEUED, CaseState.AWAITING_APPROVAL]

@@ -8,7 +8,6 @@ from datetime import timedelta
 import pytest
 
 from daemon.clock import FixedClock
-from daemon.steps.gate import ramp_limit
 from daemon.store import ramps
 from daemon.store.db import Database
 from daemon.store.ramps import Ramp
@@ -19,7 +18,7 @@ CAPS = Caps(auto_per_group_day=8, ramp_days=3)
 
 
 def _take(database: Database, clock: FixedClock, group: str = "logistics", mailbox: str = "shop") -> bool:
-    return database.write_now(lambda c: ramps.take(c, mailbox, group, lambda days: ramp_limit(CAPS, days), now=clock.now()))
+    return database.write_now(lambda c: ramps.take(c, mailbox, group, CAPS.ramp_limit, now=clock.now()))
 
 
 def _given_out(database: Database, clock: FixedClock, group: str = "logistics") -> int:
@@ -37,7 +36,7 @@ def _given_out(database: Database, clock: FixedClock, group: str = "logistics") 
     ],
 )
 def test_the_share_of_a_day_grows_in_even_steps(caps: Caps, expected: list[int]) -> None:
-    assert [ramp_limit(caps, days) for days in range(len(expected))] == expected
+    assert [caps.ramp_limit(days) for days in range(len(expected))] == expected
 
 
 def test_each_day_with_replies_lets_the_next_have_more(database: Database, clock: FixedClock) -> None:
