@@ -178,14 +178,17 @@ class Deliver(Loop):
     async def step(self) -> Pace:
         """Settle what is of unknown fate, then send what is due."""
         try:
-            if not await asyncio.to_thread(self._lock.acquire):
+            if not self._lock.kept and not await asyncio.to_thread(self._lock.acquire):
                 self._recovered = False
                 return Pace(0, LOCK_RETRY_SECONDS)
             if not self._recovered:
                 await self._recover()
             now = self.clock.now()
-            if await self._clock_was_set_back(now):
+            newest, next_due = await self._database.read(lambda c: outbox.outlook(c, self.mailbox))
+            if self._clock_was_set_back(now, newest):
                 return Pace(0, 30)
+            if next_due is None:  # as it is most of the time, with many mailboxes
+                return Pace(await self._copy_to_sent(now))
             done = await self._look_for_evidence(now)
             done += await self._copy_to_sent(now)
             done += await self._send_due(now)
@@ -195,9 +198,8 @@ class Deliver(Loop):
             _logger.warning("delivery.postponed", mailbox=self.mailbox, problem=str(error))
             return Pace(0, 5)
 
-    async def _clock_was_set_back(self, now: datetime) -> bool:
+    def _clock_was_set_back(self, now: datetime, newest: datetime | None) -> bool:
         """Whether the wall clock is behind what the store has seen, and has not been so for long enough to be right."""
-        newest = await self._database.read(outbox.newest_write)
         if newest is None or now >= newest - outbox.CLOCK_TOLERANCE:
             self._set_back_since = None
             return False
@@ -215,7 +217,7 @@ class Deliver(Loop):
         self._recovered = True
 
     async def _until_next(self) -> float | None:
-        at = await self._database.read(lambda c: outbox.next_due(c, self.mailbox))
+        _, at = await self._database.read(lambda c: outbox.outlook(c, self.mailbox))
         pauses = [max(0.0, self._try_at - self.clock.monotonic())]
         if at is not None:
             # what is due and did not go waits for something else: a pause, the breaker, a clock
@@ -356,6 +358,8 @@ class Deliver(Loop):
         row = attempt.row
         settle: Callable[[Connection], None]
         try:
+            if self._stopping:  # since it was claimed
+                raise asyncio.CancelledError
             settle = await self._converse(attempt)
         except asyncio.CancelledError:  # the service stops and no byte has left
             settle = self._as_postponed(row, self.clock.now(), "the service stopped")

@@ -32,6 +32,11 @@ class Lock:
         self._session: Connection | None = None  # kept between tries, since a session costs the server a process
         self._ours = False  # the session has the advisory lock
 
+    @property
+    def kept(self) -> bool:
+        """Whether the lock is ours until it is released, so that nobody needs to be asked: on SQLite."""
+        return self._handle is not None
+
     def acquire(self) -> bool:
         """Take the lock if nobody holds it; True when it is ours, also if it was already. Raises Transient."""
         if self.held():

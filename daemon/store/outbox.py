@@ -235,13 +235,26 @@ def _is_due(now: datetime) -> ColumnElement[bool]:
     return or_(outbox.c.not_before <= now, outbox.c.updated_at > now + CLOCK_TOLERANCE)
 
 
-def next_due(connection: Connection, mailbox: str) -> datetime | None:
-    """When the next row of a mailbox wants attention: a queued one to leave, an uncertain one to be looked for."""
-    states = [DeliveryState.QUEUED.value, DeliveryState.UNCERTAIN.value]
-    found: datetime | None = connection.execute(
-        select(func.min(outbox.c.not_before)).where(outbox.c.mailbox == mailbox, outbox.c.state.in_(states))
-    ).scalar_one()
-    return found
+def outlook(connection: Connection, mailbox: str) -> tuple[datetime | None, datetime | None]:
+    """The latest moment that the outbox knows of, and when the next row of a mailbox wants attention.
+
+    A clock well before the first has been set back. What wants attention is a
+    queued row to leave, an uncertain one to be looked for.
+    """
+    found = connection.execute(_OUTLOOK, {"mailbox": mailbox}).one()
+    return found.newest, found.due
+
+
+_OUTLOOK = select(
+    select(func.max(outbox.c.updated_at)).scalar_subquery().label("newest"),
+    select(func.min(outbox.c.not_before))
+    .where(
+        outbox.c.mailbox == bindparam("mailbox"),
+        outbox.c.state.in_([DeliveryState.QUEUED.value, DeliveryState.UNCERTAIN.value]),
+    )
+    .scalar_subquery()
+    .label("due"),
+)
 
 
 def waiting(connection: Connection, mailbox: str, *, now: datetime) -> dict[int, datetime]:
@@ -255,12 +268,6 @@ def waiting(connection: Connection, mailbox: str, *, now: datetime) -> dict[int,
         )
     )
     return {row.id: row.not_before for row in rows}
-
-
-def newest_write(connection: Connection) -> datetime | None:
-    """The latest moment that the outbox knows of; a clock well before it has been set back."""
-    found: datetime | None = connection.execute(select(func.max(outbox.c.updated_at))).scalar_one()
-    return found
 
 
 def claim(connection: Connection, delivery_id: int, *, boot_id: str, now: datetime) -> Delivery:

@@ -370,7 +370,7 @@ async def test_nothing_is_drafted_twice_when_the_claim_is_lost(shop: Shop) -> No
     await shop.loop.run_until_idle()
     assert (await shop.case(case_id)).state == CaseState.WITHDRAWN
     assert await shop.all(drafts_table) == []
-    assert await shop.database.read(lambda c: outbox.next_due(c, "lampen")) is None
+    assert (await shop.database.read(lambda c: outbox.outlook(c, "lampen")))[1] is None
 
 
 async def test_a_new_model_looks_at_waiting_drafts_again(shop: Shop) -> None:

@@ -178,7 +178,7 @@ def test_lost_after_data_is_searched_then_asked_and_resend_keeps_bytes(
     looks = 0
     moment = now
     while states(database, delivery)[0] == "uncertain":
-        at = database.read_now(lambda c: outbox.next_due(c, "shop"))
+        at = database.read_now(lambda c: outbox.outlook(c, "shop"))[1]
         assert at is not None
         assert at > moment
         moment = at

@@ -65,12 +65,11 @@ def test_the_history_of_a_message_is_found_by_indexes(tmp_path: Path) -> None:
 
 def test_a_sender_with_nothing_to_do_looks_at_nothing_else(tmp_path: Path) -> None:
     def work(c: Connection) -> None:
-        outbox.newest_write(c)
+        outbox.outlook(c, "shop")
         outbox.uncertain_due(c, "shop", now=NOW)
         outbox.without_copy(c, "shop", before=NOW)
         outbox.waiting(c, "shop", now=NOW)
         outbox.due(c, "shop", now=NOW)
-        outbox.next_due(c, "shop")
         outbox.forget_notices(c, before=NOW)
 
     _, plans = _asked_by(tmp_path, work)
