@@ -45,6 +45,7 @@ COPY_EVERY_SECONDS = 30.0
 LOCK_RETRY_SECONDS = 5.0
 #: Longest wait for a server's word when the service has to stop.
 STOP_GRACE_SECONDS = 75.0
+STOP_AGAIN_SECONDS = 0.5
 BEING_READ_WAIT = timedelta(seconds=10)
 #: Replies whose orders are looked at together, and for how long such a look holds.
 LOOK_AHEAD = 15
@@ -81,6 +82,7 @@ class _Attempt:
     row: Delivery
     task: asyncio.Task[None] | None = None
     granted: bool = False  # body bytes may have left: it must not be broken off
+    over: bool = False  # its outcome is being written down
 
 
 class Deliver(Loop):
@@ -165,10 +167,14 @@ class Deliver(Loop):
         self._stopping = True
         if self._sent is not None:
             self._sent.abort()
-        for attempt in list(self._under_way.values()):
-            if attempt.task is not None and not attempt.granted:
-                attempt.task.cancel()
-        await asyncio.sleep(STOP_GRACE_SECONDS)
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + STOP_GRACE_SECONDS
+        while loop.time() < ends:
+            for attempt in list(self._under_way.values()):
+                if attempt.task is not None and not attempt.granted and not attempt.over:
+                    attempt.task.cancel()
+            # again, since wait_for of Python 3.11 forgets a cancellation that comes as its wait ends
+            await asyncio.sleep(STOP_AGAIN_SECONDS)
         for attempt in list(self._under_way.values()):
             if attempt.task is not None:
                 attempt.task.cancel()
@@ -363,6 +369,7 @@ class Deliver(Loop):
             settle = await self._converse(attempt)
         except asyncio.CancelledError:  # the service stops and no byte has left
             settle = self._as_postponed(row, self.clock.now(), "the service stopped")
+        attempt.over = True
         try:
             await self._settle(settle)
         finally:
