@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from daemon.edges.errors import AccountTrouble
@@ -29,13 +30,15 @@ class Account:
         refusal = await self._refusal()
         if refusal is None:
             return timedelta(0)
-        refusal = Refusal(refusal.why, refusal.until + longer)
+        refusal = replace(refusal, until=refusal.until + longer)
         return refusal.until - now if refusal.holds(now, pause=self._pause + longer) else timedelta(0)
 
-    async def refused(self, error: Exception, now: datetime) -> None:
-        """Have everybody leave the account alone."""
-        until = now + self._pause
-        await self._database.write(lambda c: accounts.refused(c, self._mailbox, why=str(error), until=until, now=now))
+    async def refused(self, error: Exception, now: datetime) -> timedelta:
+        """Have everybody leave the account alone; returns for how long."""
+        refusal = await self._database.write(
+            lambda c: accounts.refused(c, self._mailbox, why=str(error), pause=self._pause, now=now)
+        )
+        return refusal.until - now
 
     async def accepted(self) -> None:
         """A sign-in worked: whatever was wrong is over."""

@@ -327,12 +327,12 @@ class Ingest(Loop):
             wait = max(wait, FOLDER_MISSING_SECONDS)
         elif isinstance(error, Transient) and error.retry_after is not None:
             wait = max(wait, error.retry_after)
-        self._try_at = self.clock.monotonic() + wait
-        _logger.warning("mailbox.unreachable", mailbox=self.mailbox, problem=str(error), retry_seconds=round(wait))
         with contextlib.suppress(Transient):  # the database may be what failed
             if turned_away:
-                await self._account.refused(error, self.clock.now())
+                wait = (await self._account.refused(error, self.clock.now())).total_seconds()
             await self._database.write(
                 lambda c: folders.failed(c, self.mailbox, self._server.folder, error=str(error), now=self.clock.now())
             )
+        self._try_at = self.clock.monotonic() + wait
+        _logger.warning("mailbox.unreachable", mailbox=self.mailbox, problem=str(error), retry_seconds=round(wait))
         return wait

@@ -290,7 +290,7 @@ class Shop:
             self.tally.other += 1
             self.tally.violations.append(f"nobody heard of it within {self.alert_within:.0f} s, but after {delay:.0f} s")
 
-    def come_right(self, minutes: float = 20) -> None:
+    def come_right(self, minutes: float = 45) -> None:
         """What was broken is mended: everything has to be answered."""
         began = time.monotonic()
         self.until(self.opened, minutes, "the mailbox was not opened")
@@ -403,7 +403,7 @@ def well(shop: Shop) -> bool:
 
 
 def _an_hour_of(
-    break_: Callable[[Shop], None], mend: Callable[[Shop], None], *, minutes: float = 60, at_start: bool = False
+    break_: Callable[[Shop], None], mend: Callable[[Shop], None], *, minutes: float = 59, at_start: bool = False
 ) -> Callable[[Shop], None]:
     def run(shop: Shop) -> None:
         if at_start:
@@ -491,7 +491,7 @@ def _refresh(answer: tuple[int, dict[str, Any] | str], *, for_good: bool = False
         shop.accept_token("access-2")
         shop.cut()
         shop.offer()
-        shop.watch(60)
+        shop.watch(59)
         shop.tokens.always = good
         if for_good:
             shop.write_tokens("access-2")

@@ -288,12 +288,13 @@ def table(report: Report) -> str:
             f"disk and database faults: {total.database_faults}; clock jumps: {total.clock_jumps}; "
             f"faults of account and TLS: {total.account_faults}."
         ),
-        (
-            f"- Recovery after the end of a fault, n = {len(total.recoveries)}: p50 {quantile(total.recoveries, 0.5):.2f} s, "
-            f"p95 {quantile(total.recoveries, 0.95):.2f} s, longest {max(total.recoveries, default=0):.2f} s (waits compressed, see below)."
-        ),
         f"- SIGTERM, n = {len(total.stops)}: median {quantile(total.stops, 0.5):.2f} s, longest {max(total.stops, default=0):.2f} s.",
     ]
+    if total.recoveries:
+        lines.append(
+            f"- Recovery after the end of a fault, n = {len(total.recoveries)}: p50 {quantile(total.recoveries, 0.5):.2f} s, "
+            f"p95 {quantile(total.recoveries, 0.95):.2f} s, longest {max(total.recoveries):.2f} s (waits compressed, see above)."
+        )
     if total.set_aside:
         lines.append(f"- Set aside because its reader was killed too often, and answered once released: {total.set_aside}.")
     if total.spoilt_mails:

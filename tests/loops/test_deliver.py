@@ -404,7 +404,7 @@ async def test_a_sign_in_that_the_watcher_was_refused_is_not_tried_for_copies(
         assert refusal is not None
         assert "refused" in refusal.why
         sent.password = "correct horse"
-        for _ in range(17):
+        for _ in range(32):
             clock.advance(timedelta(minutes=1))
             await state.loop.run_until_idle()
     assert sqlite_database.read_now(lambda c: accounts.refusal(c, "shop")) is None
