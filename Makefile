@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 PREFIX ?= /opt/postsale
 WORKERS ?= 2
 
-.PHONY: help demo test faults-long systemd-live lint types contracts check-example servers format model install uninstall clean
+.PHONY: help demo test faults-long systemd-live lint types contracts check-example servers format model install clean
 
 help:  ## list the verbs
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16

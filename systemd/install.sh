@@ -16,7 +16,8 @@ echo "Installing into $root$prefix ..."
 [ -x "$root$prefix/bin/python" ] || "$python" -m venv "$root$prefix"
 "$root$prefix/bin/python" -m pip install --quiet --upgrade --constraint "$here/constraints.txt" "$here"
 
-mkdir -p "$root/etc/systemd/system"
+mkdir -p "$root/usr/local/bin" "$root/etc/systemd/system"
+ln -sf "$prefix/bin/postsale" "$root/usr/local/bin/postsale"
 for unit in postsale.service postsale-train.service postsale-train.timer; do
     sed "s|/opt/postsale/bin|$prefix/bin|g" "$here/systemd/$unit" >"$root/etc/systemd/system/$unit"
     chmod 644 "$root/etc/systemd/system/$unit"

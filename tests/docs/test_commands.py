@@ -10,10 +10,17 @@ from pathlib import Path
 
 import pytest
 
+from daemon.commands import setup
+
 ROOT = Path(__file__).parents[2]
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-BLOCK = re.compile(r"^```sh( no-run)?\n(.*?)^```", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r"^    (postsale .*)$", re.MULTILINE)
+
+
+def _blocks(text: str) -> list[tuple[str, str]]:
+    """(what stands behind ``sh``, lines) for each block of commands."""
+    return [(info.removeprefix("sh").strip(), block) for info, block in FENCE.findall(text) if re.match(r"sh\b", info)]
 
 
 def _commands() -> list[tuple[str, str]]:
@@ -21,7 +28,7 @@ def _commands() -> list[tuple[str, str]]:
     found = []
     for document in DOCS:
         text = document.read_text(encoding="utf-8")
-        lines = [line for _, block in BLOCK.findall(text) for line in block.splitlines()] + INDENTED.findall(text)
+        lines = [line for _, block in _blocks(text) for line in block.splitlines()] + INDENTED.findall(text)
         found += [(document.name, line) for line in lines if re.match(r"(\w+=\S+ )?postsale ", line)]
     return found
 
@@ -48,21 +55,42 @@ def test_every_command_in_the_docs_exists_with_its_options() -> None:
                 assert word.partition("=")[0] in known[path], f"{document}: {line}"
 
 
-def test_the_commands_of_the_operators_guide_run_as_they_stand(tmp_path: Path) -> None:
-    """All blocks of the guide one after the other, in an empty folder."""
-    program = tmp_path / "bin" / "postsale"
+@pytest.mark.parametrize("document", DOCS, ids=lambda p: p.name)
+def test_what_is_not_run_says_why_and_no_command_hides_in_another_block(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    for skipped, block in _blocks(text):
+        assert not skipped or re.fullmatch(r"no-run: \w.+", skipped), block
+    for info, block in FENCE.findall(text):
+        assert info.startswith("sh") or not re.search(r"^(\w+=\S+ )?postsale ", block, re.MULTILINE), block
+
+
+def _run_blocks(document: str, folder: Path) -> None:
+    """Run every block of a document that is not marked, in one shell that stops at the first failure."""
+    program = folder / "bin" / "postsale"
     program.parent.mkdir()
     program.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m daemon "$@"\n')
     program.chmod(0o755)
-    guide = (ROOT / "docs" / "operating.md").read_text(encoding="utf-8")
-    script = "\n".join(block for skipped, block in BLOCK.findall(guide) if not skipped)
-    assert script.count("postsale ") > 10
-    environment = {"PATH": f"{program.parent}:/usr/bin:/bin", "HOME": str(tmp_path), "LANG": "C.UTF-8"}
+    text = (ROOT / "docs" / document).read_text(encoding="utf-8")
+    script = "\n".join(block for skipped, block in _blocks(text) if not skipped)
+    assert script.count("postsale ") >= 3
+    environment = {"PATH": f"{program.parent}:/usr/bin:/bin", "HOME": str(folder), "LANG": "C.UTF-8"}
     done = subprocess.run(
-        ["sh", "-ex"], input=script, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=110, check=False
+        ["sh", "-ex"], input=script, cwd=folder, env=environment, capture_output=True, text=True, timeout=230, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.timeout(240)
+def test_the_commands_of_the_operators_guide_run_as_they_stand(tmp_path: Path) -> None:
+    """All blocks of the guide one after the other, in an empty folder."""
+    _run_blocks("operating.md", tmp_path)
     assert (tmp_path / "shop" / "report" / "report.html").is_file()
+
+
+@pytest.mark.timeout(240)
+def test_the_commands_about_the_playbook_run_where_init_put_it(tmp_path: Path) -> None:
+    setup.init(tmp_path, address="", approver="", provider="generic", imap="", smtp="", system=False, as_json=False, quiet=True)
+    _run_blocks("playbook.md", tmp_path)
 
 
 @pytest.mark.parametrize("document", DOCS, ids=lambda p: p.name)

@@ -101,6 +101,7 @@ def test_installing_puts_units_program_and_configuration_in_place(tmp_path: Path
             [script], cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr
+    assert (root / "usr/local/bin/postsale").readlink() == Path("/opt/postsale/bin/postsale")
     assert (root / "etc/systemd/system/postsale.service").stat().st_mode & 0o777 == 0o644
     config = (root / "etc/postsale/config.toml").read_text(encoding="utf-8")
     assert 'password_credential = "shop.password"' in config

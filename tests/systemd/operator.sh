@@ -32,7 +32,6 @@ zone() {
     if [ "$offset" -ge 0 ]; then echo "Etc/GMT-$offset"; else echo "Etc/GMT+$((-offset))"; fi
 }
 in_zone() { sed -i '/^timezone = /d; s|^\[service\]$|[service]\ntimezone = "'"$(zone "$1")"'"|' $config; }
-PATH=/opt/postsale/bin:$PATH
 mark
 
 if [ "$(cat /root/trial/boot)" = second ]; then
