@@ -151,7 +151,7 @@ class App:
         await asyncio.to_thread(upgrade, self.database)
         await asyncio.to_thread(self.judge.load)
         self._build(service_key(folder))
-        await self.settling.start_ramps()
+        await self.advance.start()
 
     async def __aexit__(self, *exc: object) -> None:
         await self._stack.aclose()

@@ -89,7 +89,9 @@ def backup(given: Path | None, *, out: Path) -> None:
 
 
 def restore(given: Path | None, *, archive: Path, force: bool) -> None:
-    """Put an archive's database, models and tokens back."""
+    """Put an archive's database, models and tokens back, and let nothing leave that may have left already."""
+    from daemon.store.backup import distrust
+
     config = open_config(given)
     folder = config.service.data_dir
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -104,9 +106,14 @@ def restore(given: Path | None, *, archive: Path, force: bool) -> None:
                 shutil.copytree(Path(work) / name, place, dirs_exist_ok=True)
             elif (Path(work) / name).is_file():
                 shutil.copy2(Path(work) / name, place)
+        with open_database(config) as database:
+            now = SystemClock().now()
+            stopped = database.write_now(lambda c: distrust(c, actor=actor(), now=now))
     for place in (folder, config.classifier.model_dir):
         give_back(place, deep=True)
-    say(f"restored into {config.service.data_dir}")
+    say(f"restored into {config.service.data_dir}; {stopped} queued replies were given to a person")
+    say("What left after the backup is not known here: sending is paused, approvers are asked anew, and mail of the time")
+    say("before now is for a person. Look at `postsale queue list`, then: postsale resume")
 
 
 def _restore_sqlite(target: Path, work: Path, *, force: bool) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from sqlalchemy import Connection
 
@@ -25,7 +25,7 @@ from daemon.loops.recheck import OrderRows
 from daemon.loops.replies import Thinker
 from daemon.loops.settling import ACTOR, Item, Settling
 from daemon.mime.bounce import bounce_of
-from daemon.store import batches, cases, drafts, outbox
+from daemon.store import backup, batches, cases, drafts, outbox
 from daemon.store.batches import Asked
 from daemon.store.cases import Claimed, Settlement, Understood
 from daemon.store.db import Database
@@ -80,8 +80,14 @@ class Advance(Loop):
         self._carry_out = carry_out
         self._on_queued = on_queued
         self._on_waiting = on_waiting
+        self._restored_at: datetime | None = None  # when the store was put back from a backup
         self._failures = 0
         self.orders_trouble: str | None = None  # why order sources cannot be asked, for alarms
+
+    async def start(self) -> None:
+        """Take note of what happened while the service was down. To be called once, before the first step."""
+        self._restored_at = await self._db.read(backup.restored_at)
+        await self._settling.start_ramps()
 
     async def step(self) -> Pace:
         """Take some batches forward."""
@@ -206,7 +212,7 @@ class Advance(Loop):
             stale_after=how.stale_after,
             shop_name=profile.shop_name,
             may_wait=now - item.case.received_at < how.defer,
-            person_reason=_person_reason(item, profile),
+            person_reason=_person_reason(item, profile, self._restored_at),
             staff_label=item.known.staff_label,
             ask_reason=ask_reason,
         )
@@ -271,7 +277,7 @@ class Advance(Loop):
             log.info("case.claim_lost", case_id=case.case_id)
 
 
-def _person_reason(item: Item, profile: MailboxProfile) -> str | None:
+def _person_reason(item: Item, profile: MailboxProfile, restored_at: datetime | None) -> str | None:
     """Why a person has to look at a message, whatever it says."""
     if item.case.truncated:
         return "too_large"
@@ -282,6 +288,8 @@ def _person_reason(item: Item, profile: MailboxProfile) -> str | None:
     arrived = item.case.internal_date or item.case.received_at
     if item.case.received_at - arrived > profile.max_age:
         return "too_old"
+    if restored_at is not None and arrived <= restored_at:
+        return "restored"
     return None
 
 

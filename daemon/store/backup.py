@@ -12,14 +12,22 @@ import shutil
 import sqlite3
 import subprocess
 from contextlib import closing
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from psycopg.conninfo import make_conninfo
-from sqlalchemy import inspect, text
+from sqlalchemy import Connection, inspect, select, text, update
 
 from daemon.errors import PostsaleError
+from daemon.store import outbox, settings
 from daemon.store.db import Database
+from daemon.store.tables import approvals
+from daemon.store.tables import outbox as outbox_table
+from daemon.vocab import CaseState, DeliveryKind, DeliveryState
+
+#: Name of the setting that says when the database was put back.
+RESTORED_AT = "restored_at"
 
 _OTHERS = (
     "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() "
@@ -59,6 +67,33 @@ def load_dump(database: Database, dump: Path) -> None:
         raise PostsaleError(f"others are connected to the database ({others}); stop Postsale on every host first")
     replace = ("--clean", "--if-exists", "--no-owner", "--no-privileges", "--single-transaction", "--exit-on-error")
     _run(database, "pg_restore", *replace, str(dump))
+
+
+def distrust(connection: Connection, *, actor: str, now: datetime) -> int:
+    """After a restore: let nothing leave that may have left since the backup; returns how many replies were stopped.
+
+    Sending is paused, queued replies go to a person, open approval requests
+    are void, and mail that arrived before now is for a person (``restored_at``).
+    """
+    settings.pause(connection, actor=actor, now=now)
+    settings.put(connection, RESTORED_AT, now.isoformat(), actor=actor, now=now)
+    open_request = approvals.c.used_at.is_(None) & approvals.c.revoked_at.is_(None)
+    connection.execute(update(approvals).where(open_request).values(revoked_at=now))
+    queued = connection.execute(
+        select(outbox_table.c.id).where(
+            outbox_table.c.kind == DeliveryKind.BUYER_REPLY.value, outbox_table.c.state == DeliveryState.QUEUED.value
+        )
+    ).scalars()
+    stopped = list(queued)
+    for delivery_id in stopped:
+        outbox.withdraw(connection, delivery_id, to=CaseState.HUMAN, reason="restored", now=now)
+    return len(stopped)
+
+
+def restored_at(connection: Connection) -> datetime | None:
+    """When the database was last put back from a backup."""
+    value = settings.get(connection, RESTORED_AT)
+    return None if value is None else datetime.fromisoformat(value)
 
 
 def _run(database: Database, program: str, *arguments: str) -> None:

@@ -22,7 +22,7 @@ from daemon.loops.recheck import Recheck
 from daemon.loops.rescore import rescore
 from daemon.loops.settling import SettleSettings, Settling
 from daemon.pipeline import Mind
-from daemon.store import cases, drafts, folders, outbox
+from daemon.store import backup, cases, drafts, folders, outbox, settings
 from daemon.store.db import Database
 from daemon.store.tables import cases as cases_table
 from daemon.store.tables import drafts as drafts_table
@@ -410,7 +410,7 @@ async def test_a_group_that_went_live_sends_more_by_itself_day_by_day(
 ) -> None:
     caps = Caps(auto_per_group_day=4, ramp_days=1)
     shop = Shop(database, clock, shipped_mind, caps=caps, sends=True, rows=[SHIPPED])
-    await shop.settling.start_ramps()
+    await shop.loop.start()
     assert await _many_write(shop, 1, 3) == [CaseState.QUEUED, CaseState.QUEUED, CaseState.AWAITING_APPROVAL]
     asked = (await shop.all(cases_table))[-1]
     assert (asked.reason, asked.mode) == ("cap_ramp", "ask")
@@ -419,7 +419,7 @@ async def test_a_group_that_went_live_sends_more_by_itself_day_by_day(
     assert b"Auto-Submitted" not in to_ask.mime  # approved, it will be a person's mail
     assert len(await shop.all(outbox_table)) == 2
     again = Shop(database, clock, shipped_mind, caps=caps, sends=True, rows=[SHIPPED], _uids=itertools.count(100))
-    await again.settling.start_ramps()  # as after a restart
+    await again.loop.start()  # as after a restart
     assert await _many_write(again, 4, 1) == [CaseState.AWAITING_APPROVAL]
     clock.advance(timedelta(hours=14))  # the next day has begun
     assert await _many_write(again, 5, 5) == [CaseState.QUEUED] * 4 + [CaseState.AWAITING_APPROVAL]
@@ -442,8 +442,26 @@ async def test_a_group_that_was_not_live_for_a_while_starts_small_again(
         live_policies=("returns",),
         _uids=itertools.count(100),
     )
-    await others.settling.start_ramps()
+    await others.loop.start()
     assert await _many_write(others, 2, 1) == [CaseState.SHADOWED]
     back = Shop(database, clock, shipped_mind, caps=caps, sends=True, rows=[SHIPPED], _uids=itertools.count(200))
-    await back.settling.start_ramps()
+    await back.loop.start()
     assert await _many_write(back, 3, 3) == [CaseState.QUEUED, CaseState.QUEUED, CaseState.AWAITING_APPROVAL]
+
+
+async def test_after_a_restore_a_person_sees_what_may_have_been_answered(
+    database: Database, clock: FixedClock, shipped_mind: Mind
+) -> None:
+    """The backup knows neither the mail nor the answer of the time after it."""
+    shop = Shop(database, clock, shipped_mind, sends=True, rows=[SHIPPED])
+    assert (await shop.after(buyer_mail(WHERE_IS_IT))).state == CaseState.QUEUED
+    stopped = await database.write(lambda c: backup.distrust(c, actor="cli:root", now=clock.now()))
+    assert stopped == 1
+    assert [(row.state, row.reason) for row in await shop.all(cases_table)] == [(CaseState.HUMAN, "restored")]
+    assert await database.read(lambda c: settings.paused(c, "lampen")) is not None
+    await shop.loop.start()
+    before = await shop.after(buyer_mail(WHERE_IS_IT, number=2, sender="k7j2m9x4q1w2@marketplace.amazon.co.uk"))
+    assert (before.state, before.reason) == (CaseState.HUMAN, "restored")
+    clock.advance(timedelta(minutes=5))
+    after = await shop.after(buyer_mail(WHERE_IS_IT, number=3, sender="k7j2m9x4q1w3@marketplace.amazon.co.uk"))
+    assert after.state == CaseState.QUEUED

@@ -166,7 +166,10 @@ def test_a_restore_beside_the_running_service_is_refused(shop: Path, tmp_path: P
         fcntl.flock(held, fcntl.LOCK_EX)
         done = _run("restore", str(tmp_path / "b.tar.gz"), "--force", *config, folder=tmp_path)
     assert (done.returncode, "stop it first" in done.stderr) == (1, True)
-    assert _run("restore", str(tmp_path / "b.tar.gz"), "--force", *config, folder=tmp_path).returncode == 0
+    assert json.loads(_run("status", "--json", *config, folder=tmp_path).stdout)["paused"] == {}
+    done = _run("restore", str(tmp_path / "b.tar.gz"), "--force", *config, folder=tmp_path)
+    assert (done.returncode, "sending is paused" in done.stdout) == (0, True)
+    assert set(json.loads(_run("status", "--json", *config, folder=tmp_path).stdout)["paused"]) == {"shop"}
 
 
 @pytest.mark.parametrize("evil", ["../outside", "/tmp/postsale-outside", "tokens/link"])

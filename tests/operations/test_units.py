@@ -57,6 +57,11 @@ def test_exposure_is_at_most_one_and_a_half(tmp_path: Path, unit: str) -> None:
     assert float(level.group(1)) <= 1.5
 
 
+@pytest.mark.parametrize("unit", SERVICES)
+def test_a_crash_leaves_no_core_with_secrets_in_it(unit: str) -> None:
+    assert "\nLimitCORE=0\n" in (resources.unit_files() / unit).read_text(encoding="utf-8")
+
+
 def test_a_bad_configuration_is_not_tried_again() -> None:
     text = (resources.unit_files() / "postsale.service").read_text(encoding="utf-8")
     assert "RestartPreventExitStatus=78" in text
