@@ -288,8 +288,11 @@ def table(report: Report) -> str:
             f"disk and database faults: {total.database_faults}; clock jumps: {total.clock_jumps}; "
             f"faults of account and TLS: {total.account_faults}."
         ),
-        f"- SIGTERM, n = {len(total.stops)}: median {quantile(total.stops, 0.5):.2f} s, longest {max(total.stops, default=0):.2f} s.",
     ]
+    if total.stops:
+        lines.append(
+            f"- SIGTERM, n = {len(total.stops)}: median {quantile(total.stops, 0.5):.2f} s, longest {max(total.stops):.2f} s."
+        )
     if total.recoveries:
         lines.append(
             f"- Recovery after the end of a fault, n = {len(total.recoveries)}: p50 {quantile(total.recoveries, 0.5):.2f} s, "
