@@ -81,7 +81,12 @@ def prepare(files: MindFiles, checked: bool = False) -> MindFacts:
     """In the nursery: load the mind once, and say what the service has to know of it."""
     global _mind
     _mind = load_mind(files, checked=checked)
-    model, playbook = _mind.model, _mind.playbook
+    return facts_of(_mind)
+
+
+def facts_of(mind: Mind) -> MindFacts:
+    """What the service has to know of a mind."""
+    model, playbook = mind.model, mind.playbook
     return MindFacts(
         model_version=model.version,
         playbook_version=playbook.version,

@@ -17,10 +17,10 @@ from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
-from daemon import app as app_module
 from daemon.app import App
 from daemon.config import Config
 from daemon.edges import credentials
+from daemon.mind import facts_of
 from daemon.pipeline import Mind
 
 
@@ -69,8 +69,11 @@ class _Judge:
     versions = ("m", "p")
 
     def __init__(self, mind: Mind, thinker: Any) -> None:
-        self.mind = mind
+        self.facts = facts_of(mind)
         self.workers = thinker
+
+    def load(self) -> None:
+        """It is there already."""
 
     def reload(self) -> bool:
         return True
@@ -82,19 +85,18 @@ class _Judge:
 def run_app(order: dict[str, Any], mind: Mind, thinker: Any) -> None:
     """Run the application as an order says, until SIGTERM; ``thinker`` reads and judges if it is to be its own mind."""
     clock = PacedClock(order["pace"], order["epoch"])
-    if order["own_mind"]:
-        app_module.Judge = lambda _config: _Judge(mind, thinker)  # type: ignore[assignment,misc]
+    judge = _Judge(mind, thinker) if order["own_mind"] else None
     credentials.time = SimpleNamespace(time=clock.timestamp, sleep=time.sleep, monotonic=time.monotonic)  # type: ignore[assignment]
     config = Config.model_validate(order["config"])
     with asyncio.Runner(loop_factory=_loops(order["pace"])) as runner:
-        runner.run(_serve(config, clock))
+        runner.run(_serve(config, clock, judge))
 
 
 def _loops(pace: float) -> Callable[[], asyncio.AbstractEventLoop]:
     return lambda: PacedLoop(pace)
 
 
-async def _serve(config: Config, clock: PacedClock) -> None:
-    async with App(config, clock=clock) as app:
+async def _serve(config: Config, clock: PacedClock, judge: _Judge | None) -> None:
+    async with App(config, clock=clock, judge=judge) as app:  # type: ignore[arg-type]
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, app.stop.set)
         await app.run()
