@@ -11,7 +11,7 @@ import json
 import pickle
 from contextlib import suppress
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 
@@ -30,12 +30,13 @@ from daemon.tasks import (
     MindFacts,
     MindFiles,
     ReadTask,
+    ReplyPlan,
     Settled,
     SettledReply,
     SettleTask,
     Task,
 )
-from daemon.vocab import Identity, JsonText, Kind, Mode, Outcome, Reading
+from daemon.vocab import Address, Identity, JsonText, Kind, Mode, OrderId, Outcome, Reading
 
 # --------------------------------------------------------------------------- loading
 
@@ -96,19 +97,38 @@ def facts_of(mind: Mind) -> MindFacts:
     )
 
 
-_WARMING = (
-    b"From: A <a@marketplace.amazon.co.uk>\r\nMessage-ID: <1@a.test>\r\nContent-Type: text/html\r\n\r\n<p>Where is my parcel?</p>\r\n",
-    # words that no list of a language knows: the statistics of all languages are loaded for them
-    b"From: A <a@b.test>\r\nMessage-ID: <2@a.test>\r\n\r\nquarx belino tovasu merkandi polusta\r\n",
+#: Words that no list of a language knows: the statistics of all languages are loaded for them.
+_UNLISTED = "quarx belino tovasu merkandi polusta"
+#: A question in each language, so that its reply is drafted, guarded and frozen.
+_QUESTIONS = (
+    ("co.uk", "Hello, where is my parcel? The tracking has not moved for days."),
+    ("de", "Hallo, wo ist mein Paket? Die Sendungsverfolgung bewegt sich seit Tagen nicht."),
+    ("fr", "Bonjour, où est mon colis ? Le suivi ne bouge plus depuis des jours."),
+    ("es", "Hola, ¿dónde está mi paquete? El seguimiento no cambia desde hace días."),
+    ("it", "Salve, dove è il mio pacco? Il tracciamento è fermo da giorni."),
+    ("co.jp", "荷物がまだ届きません。追跡が何日も動いていません。"),
 )
+_ORDER = OrderId("202-1234567-1234567", "amazon", "wrapper")
 
 
 def warm_up() -> None:
-    """In the nursery: have everything loaded that is loaded on first use."""
-    for raw in _WARMING:
-        reading = think(ReadTask(raw, Identity()))
-        if isinstance(reading, Reading):
-            think(DecideTask(reading, Circumstances(now=datetime.now(UTC))))
+    """In the nursery: have everything loaded and compiled that is on first use, so that the workers share it."""
+    think(ReadTask(f"From: A <a@b.test>\r\nMessage-ID: <1@a.test>\r\n\r\n{_UNLISTED}\r\n".encode(), Identity()))
+    now = datetime.now(UTC)
+    shipped = {
+        "shop": _ORDER.shop, "order_id": _ORDER.value, "as_of": now.isoformat(), "source": "", "state": "shipped", "fulfilment": "FBM",
+        "title": "Lamp", "carrier": "DHL", "tracking": "00340434161094042557", "shipped_on": f"{now - timedelta(days=3):%Y-%m-%d}",
+        "eta": f"{now + timedelta(days=4):%Y-%m-%d}", "purchased_on": f"{now - timedelta(days=5):%Y-%m-%d}",
+    }  # fmt: skip
+    plan = ReplyPlan(b"", "", Address("Shop", "shop@shop.example"), "shop.example", 1, 1)
+    for site, question in _QUESTIONS:
+        raw = (
+            f"From: A <a1@marketplace.amazon.{site}>\r\nSubject: Order inquiry (Order: {_ORDER.value})\r\nMessage-ID: <2@a.test>\r\n"
+            f"Content-Type: text/html; charset=utf-8\r\n\r\n<p>{question}</p>\r\n"
+        ).encode()
+        taken = think(GistTask(raw, Identity()))
+        if isinstance(taken, Gist):
+            think(SettleTask(taken.packed, Circumstances(now=now, rows=(shipped,), shop_name="Shop"), plan))
 
 
 def think(task: Task) -> Reading | Outcome | Gist | Settled:
