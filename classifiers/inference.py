@@ -30,7 +30,7 @@ from classifiers.memo import Memo
 from classifiers.normalize import is_cjk, shown
 from classifiers.scoring import Bags, Evidence, Linear, PlainScorer
 from classifiers.vectorize import ANALYSIS, BLOCKS, Bag, Texts, cue_terms, ngrams, texts, word_terms
-from classifiers.vocabulary import UNKNOWN, Packed, Vocabulary, arranged
+from classifiers.vocabulary import UNKNOWN, Block, Packed, Vocabulary, arranged
 
 MAGIC = b"POSTSALE-MODEL-2\n"
 MODEL_FILE = "model.psm"
@@ -39,10 +39,10 @@ SIGNATURE_FILE = "manifest.sig"
 LIVE_FILE = "live"
 VERSIONS = "versions"
 
-_SECTIONS = 5  # of the zlib stream: head, names and bucket starts and first numbers of terms, inverse document frequencies
+_SECTIONS = 5  # of the zlib stream: head, names of terms, their offsets and buckets, inverse document frequencies
 _LARGEST = 256_000_000  # no exported model unpacks to more bytes than this
 _TERMS = 8
-_WORDS = 12_288  # words whose n-grams are remembered
+_WORDS = 8_192  # words whose n-grams are remembered
 _SHOWN = 4_096  # terms whose names are remembered
 #: How terms of a block are marked when they are shown to people.
 TERM_PREFIXES = {"subject_words": "subject: ", "subject_chars": "subject: ", "cues": "cue: "}
@@ -79,8 +79,8 @@ class Model:
         self.labels = tuple(sorted({c.partition("/")[0] for c in head.classes}))
         self._top = tuple(self.labels.index(c.partition("/")[0]) for c in head.classes)
         self._vocabulary = vocabulary
-        self._numbers = dict.fromkeys(BLOCKS, Memo[str, int](lambda _: UNKNOWN, 1))
-        self._numbers |= {name: vocabulary.blocks[at] for at, (name, _, _) in enumerate(head.blocks)}
+        self._numbers = {name: vocabulary.blocks[at] for at, (name, _, _) in enumerate(head.blocks)}
+        self._numbers |= {name: Block.empty() for name in BLOCKS if name not in self._numbers}
         self._ngrams = {name: Memo(partial(_known_ngrams, numbers), _WORDS) for name, numbers in self._numbers.items()}
         self._weight = dict.fromkeys(BLOCKS, 0.0) | {name: weight for name, _, weight in head.blocks}
         self._shown = Memo(self._show, _SHOWN)
@@ -208,7 +208,7 @@ class Model:
         return term.strip(), TERM_PREFIXES.get(self.head.blocks[block][0], "") + shown(term)
 
 
-def _known_ngrams(numbers: Memo[str, int], token: str) -> tuple[int, ...]:
+def _known_ngrams(numbers: Block, token: str) -> tuple[int, ...]:
     return tuple(number for number in map(numbers.__getitem__, ngrams(token)) if number != UNKNOWN)
 
 
@@ -280,7 +280,7 @@ def pack(head: Head, terms: Sequence[str], idf: array[float], weights: bytes) ->
     sections = (
         json.dumps(head._asdict(), ensure_ascii=False, sort_keys=True).encode(),
         vocabulary.names,
-        vocabulary.starts.tobytes(),
+        vocabulary.offsets.tobytes(),
         vocabulary.firsts.tobytes(),
         array("f", [idf[at] for at in order]).tobytes(),
     )
@@ -315,7 +315,7 @@ def _assemble(body: bytes, weights: bytes) -> Model:
     if heading + sum(sizes) != len(body):
         raise ValueError("its sections do not add up")
     ends = [*accumulate(sizes, initial=heading)]
-    raw, names, starts, firsts, idf = (body[begin:end] for begin, end in pairwise(ends))
+    raw, names, offsets, firsts, idf = (body[begin:end] for begin, end in pairwise(ends))
     fields = json.loads(raw)
     head = Head(
         **{
@@ -325,7 +325,7 @@ def _assemble(body: bytes, weights: bytes) -> Model:
         }
     )
     terms = [size for _, size, _ in head.blocks]
-    vocabulary = Vocabulary(terms, Packed(names, array("I", starts), array("I", firsts)))
+    vocabulary = Vocabulary(terms, Packed(names, array("I", offsets), array("I", firsts)))
     frequencies = array("f", idf)
     if len(frequencies) != sum(terms) or len(weights) != sum(terms) * len(head.classes) or len(head.scale) != len(head.classes):
         raise ValueError("its sections do not fit each other")

@@ -13,10 +13,7 @@ import math
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from operator import mul
 from typing import NamedTuple
-
-from classifiers.memo import Memo
 
 #: Per block: its weight, and how often each term occurs by the term's number.
 Bags = Sequence[tuple[float, Mapping[int, int]]]
@@ -24,7 +21,6 @@ Bags = Sequence[tuple[float, Mapping[int, int]]]
 ZERO = 128  # the byte that stands for a weight of zero
 _FRACTION = 40  # bits after the point of a term's value
 _LANE = 8  # bytes of one class in the big integer
-_REMEMBERED = 16_384  # terms whose weights are kept as one integer
 
 
 class Linear(NamedTuple):
@@ -54,8 +50,6 @@ class PlainScorer:
         self._linear = linear
         self._width = len(linear.scale)
         self._log = [0.0, *(math.log(tf) + 1.0 for tf in range(1, 64))]
-        self._rows = Memo(self._row, _REMEMBERED)
-        self._columns = Memo(self._column, self._width)
         self._scaled = [[(weight - ZERO) * scale for weight in range(256)] for scale in linear.scale]
 
     def __call__(self, bags: Bags) -> Evidence:
@@ -65,37 +59,31 @@ class PlainScorer:
         values: list[float] = []
         for weight, bag in bags:
             found = [(log[tf] if tf < 64 else math.log(tf) + 1.0) * idf[number] for number, tf in bag.items()]
-            factor = weight / (math.hypot(*found) or 1.0)
+            factor = weight / (math.hypot(*found) or 1.0)  # a block may hold nothing
             numbers.extend(bag)
             values.extend([value * factor for value in found])
         return Evidence(self._decisions(numbers, values), partial(self._strongest, numbers, values))
 
     def _decisions(self, numbers: list[int], values: list[float]) -> list[float]:
-        one = 1 << _FRACTION
-        fixed = [int(value * one) for value in values]
-        total = sum(map(mul, map(self._rows.__getitem__, numbers), fixed))
+        weights, width, one = self._linear.weights, self._width, 1 << _FRACTION
+        size = width * _LANE
+        lanes = bytearray(len(numbers) * size)
+        lanes[::_LANE] = b"".join([weights[number * width : (number + 1) * width] for number in numbers])
+        rows, fixed = bytes(lanes), [int(value * one) for value in values]
+        places = range(0, len(rows), size)
+        total = sum([int.from_bytes(rows[at : at + size], "little") * value for at, value in zip(places, fixed, strict=True)])
+        sums = total.to_bytes(size + _LANE, "little")
         offset = ZERO * sum(fixed)
-        sums = total.to_bytes(self._width * _LANE + _LANE, "little")
         return [
             (int.from_bytes(sums[k * _LANE : k * _LANE + _LANE], "little") - offset) / one * scale + bias
             for k, (scale, bias) in enumerate(zip(self._linear.scale, self._linear.intercept, strict=True))
         ]
 
-    def _row(self, number: int) -> int:
-        """The weights of a term, each in a lane of its own."""
-        lanes = bytearray(self._width * _LANE)
-        lanes[::_LANE] = self._linear.weights[number * self._width : (number + 1) * self._width]
-        return int.from_bytes(lanes, "little")
-
-    def _column(self, at: int) -> bytes:
-        """The weights of a class."""
-        return self._linear.weights[at :: self._width]
-
     def _strongest(self, numbers: list[int], values: list[float], one: int, other: int, n: int) -> list[tuple[int, float]]:
+        weights, width = self._linear.weights, self._width
         scaled, scaled_other = self._scaled[one], self._scaled[other]
-        weights, weights_other = self._columns[one], self._columns[other]
         pulls = [
-            value * (scaled[weights[number]] - scaled_other[weights_other[number]])
+            value * (scaled[weights[number * width + one]] - scaled_other[weights[number * width + other]])
             for number, value in zip(numbers, values, strict=True)
         ]
         strength = list(map(abs, pulls))

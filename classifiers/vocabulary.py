@@ -1,9 +1,9 @@
 """Numbers for the terms of a model, found in the bytes of its file as they are.
 
 A dict of a hundred thousand strings would take longer to fill than all else at
-the start of a labelling process, and more memory. So the terms of a block lie
-in small buckets by their CRC-32, a term's number is its place in that order,
-and a memory in front makes the search rare. Standard library only.
+the start of a labelling process, and most memory. So the terms of a block lie
+in buckets by their CRC-32, most of them empty, and a term's number is its
+place in that order. Standard library only.
 """
 
 from __future__ import annotations
@@ -15,77 +15,83 @@ from itertools import accumulate
 from typing import NamedTuple
 from zlib import crc32
 
-from classifiers.memo import Memo
-
 #: The number of a term that a block does not hold.
 UNKNOWN = -1
-_PER_BUCKET = 4  # terms of a bucket, on average
-_REMEMBERED = 24_576  # terms of a block that are not searched again, those that it does not hold included
+
+_PER_TERM = 2  # buckets for each term, so that most of what a block does not hold meets an empty one
+_REMEMBERED = 16_384  # terms of a block that are not searched again
 
 
 class Packed(NamedTuple):
-    """Terms in the order of their numbers, each with a line feed before and behind, and where each bucket begins."""
+    """Terms in the order of their numbers, where each begins and the end, and the first number of each bucket and the end."""
 
     names: bytes
-    starts: array[int]  # of buckets in ``names``, and the end
-    firsts: array[int]  # number of the first term of each bucket, and how many terms there are
+    offsets: array[int]
+    firsts: array[int]
 
 
 def arranged(sizes: Sequence[int], terms: Sequence[str]) -> tuple[Packed, list[int]]:
     """The terms of blocks of these sizes, packed, and where each of them stood in ``terms``."""
+    names = [term.encode() for term in terms]
     buckets: list[list[int]] = []
     begin = 0
     for size in sizes:
         found: list[list[int]] = [[] for _ in range(_buckets(size))]
         for at in range(begin, begin + size):
-            found[crc32(terms[at].encode()) % len(found)].append(at)
+            found[crc32(names[at]) % len(found)].append(at)
         buckets += found
         begin += size
-    lengths = (sum(len(terms[at].encode()) + 1 for at in bucket) for bucket in buckets)
     order = [at for bucket in buckets for at in bucket]
     return Packed(
-        names="".join(("\n", *(terms[at] + "\n" for at in order))).encode(),
-        starts=array("I", accumulate(lengths, initial=1)),
+        names=b"".join([names[at] for at in order]),
+        offsets=array("I", accumulate((len(names[at]) for at in order), initial=0)),
         firsts=array("I", accumulate(map(len, buckets), initial=0)),
     ), order
+
+
+class Block(dict[str, int]):
+    """A term's number by the term, UNKNOWN where the block does not hold it. What was found first is remembered."""
+
+    def __init__(self, packed: Packed, base: int, buckets: int) -> None:
+        super().__init__()
+        self._names, self._offsets, self._firsts = packed
+        self._base = base
+        self._buckets = buckets
+
+    @classmethod
+    def empty(cls) -> Block:
+        """A block that holds nothing."""
+        return cls(Packed(b"", array("I", [0]), array("I", [0, 0])), 0, 1)
+
+    def __missing__(self, term: str) -> int:
+        name, offsets = term.encode(), self._offsets
+        bucket = self._base + crc32(name) % self._buckets
+        for number in range(self._firsts[bucket], self._firsts[bucket + 1]):
+            if self._names[offsets[number] : offsets[number + 1]] == name:
+                if len(self) < _REMEMBERED:
+                    self[term] = number
+                return number
+        return UNKNOWN
 
 
 class Vocabulary:
     """The packed terms of blocks of these sizes. Raises ValueError when they do not fit each other."""
 
     def __init__(self, sizes: Sequence[int], packed: Packed) -> None:
-        self._names, self._starts, self._firsts = packed
+        buckets = [*map(_buckets, sizes)]
+        if len(packed.firsts) != sum(buckets) + 1 or len(packed.offsets) != sum(sizes) + 1:
+            raise ValueError("there are not as many buckets or names as the terms need")
+        if packed.firsts[-1] != sum(sizes) or packed.offsets[-1] != len(packed.names):
+            raise ValueError("the buckets or names do not hold the terms")
+        self._packed = packed
         self._ends = [*accumulate(sizes)]
-        buckets = sum(map(_buckets, sizes))
-        if not len(self._starts) == len(self._firsts) == buckets + 1:
-            raise ValueError("there are not as many buckets as the terms need")
-        if self._starts[-1] != len(self._names) or self._firsts[-1] != sum(sizes):
-            raise ValueError("the buckets do not hold the terms")
-        self.blocks: list[Memo[str, int]] = []
-        """Per block: a term's number, UNKNOWN where the block does not hold it."""
-        base = 0
-        for size in sizes:
-            self.blocks.append(self._block(base, _buckets(size)))
-            base += _buckets(size)
-
-    def _block(self, base: int, count: int) -> Memo[str, int]:
-        names, starts, firsts = self._names, self._starts, self._firsts
-
-        def number(term: str) -> int:
-            key = term.encode()
-            bucket = base + crc32(key) % count
-            part = names[starts[bucket] - 1 : starts[bucket + 1]]
-            at = part.find(b"\n%b\n" % key)
-            return UNKNOWN if at < 0 else firsts[bucket] + part.count(b"\n", 0, at)
-
-        return Memo(number, _REMEMBERED)
+        self.blocks = [Block(packed, base, count) for base, count in zip(accumulate(buckets, initial=0), buckets, strict=False)]
 
     def term(self, number: int) -> tuple[int, str]:
         """The number of the block of a term, and the term."""
-        bucket = bisect_right(self._firsts, number) - 1
-        terms = self._names[self._starts[bucket] : self._starts[bucket + 1]].split(b"\n")
-        return bisect_right(self._ends, number), terms[number - self._firsts[bucket]].decode()
+        names, offsets, _ = self._packed
+        return bisect_right(self._ends, number), names[offsets[number] : offsets[number + 1]].decode()
 
 
 def _buckets(size: int) -> int:
-    return size // _PER_BUCKET + 1
+    return _PER_TERM * size + 1

@@ -17,3 +17,14 @@ def test_neither_many_nor_long_keys_make_it_grow() -> None:
     assert [memo["x" * n] for n in range(1000)] == list(range(1000))
     assert len(memo) <= 8
     assert max(map(len, memo), default=0) <= LONGEST
+
+
+def test_a_memory_full_of_what_does_not_return_starts_afresh() -> None:
+    memo = Memo[int, int](abs, 8)
+    for key in range(8):
+        assert memo[key] == key
+    assert set(memo) == set(range(8))
+    for _ in range(100):
+        assert memo[1000] == 1000
+    assert 1000 in memo
+    assert 0 not in memo

@@ -31,7 +31,11 @@ def test_what_a_block_does_not_hold_has_no_number() -> None:
 
 def test_sections_that_do_not_fit_are_refused() -> None:
     packed, _ = arranged([len(CHARS)], CHARS)
-    for wrong in (packed._replace(names=packed.names[:-1]), packed._replace(starts=packed.starts[1:])):
+    for wrong in (
+        packed._replace(names=packed.names[:-1]),
+        packed._replace(offsets=packed.offsets[1:]),
+        packed._replace(firsts=packed.firsts[1:]),
+    ):
         with pytest.raises(ValueError, match="buckets"):
             Vocabulary([len(CHARS)], wrong)
     with pytest.raises(ValueError, match="buckets"):
