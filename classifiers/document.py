@@ -29,8 +29,11 @@ class Scored(NamedTuple):
     to 1. ``confidence`` is the chance that ``label`` is right. ``terms`` are the
     deciding ones, strongest first, with what each added to the label's score
     relative to the runner-up. ``second`` is a second label where two wishes are
-    likely. ``reason`` says why the model abstained, None when it did not:
-    ``empty``, ``language``, ``vocabulary``, ``confidence`` or ``margin``.
+    likely. ``familiar`` is the probability of label and sublabel that remains when
+    unknown words speak against it: low for a message unlike all that was learned,
+    even where the few words that are known agree. ``reason`` says why the model
+    abstained, None when it did not: ``empty``, ``language``, ``vocabulary``,
+    ``confidence`` or ``margin``.
     """
 
     label: str
@@ -41,3 +44,4 @@ class Scored(NamedTuple):
     terms: tuple[tuple[str, float], ...] = ()
     second: str | None = None
     reason: str | None = None
+    familiar: float = 1.0

@@ -81,12 +81,12 @@ def evaluate(examples: Sequence[Example], scored: Sequence[Scored], *, worst: in
     """Compare labels with predictions.
 
     Messages whose label the model cannot know (a benchmark's out-of-scope ones)
-    count only in ``unknown_label_auroc``: how well low confidence tells them
-    from the others. ``per_label`` and ``macro_f1`` are of top labels.
+    count only in ``unknown_label_auroc``: how well ``familiar``, when low, tells
+    them from the others. ``per_label`` and ``macro_f1`` are of top labels.
     """
     known = set(scored[0].scores) if scored else set()
     inside = [(e, s) for e, s in zip(examples, scored, strict=True) if e.top in known]
-    outside = [s.confidence for e, s in zip(examples, scored, strict=True) if e.top not in known]
+    outside = [s.familiar for e, s in zip(examples, scored, strict=True) if e.top not in known]
     truth, predicted = [e.top for e, _ in inside], [s.label for _, s in inside]
     labels = sorted(set(truth) | set(predicted))
     confusion: dict[str, dict[str, int]] = {a: dict.fromkeys(labels, 0) for a in labels}
@@ -123,7 +123,7 @@ def evaluate(examples: Sequence[Example], scored: Sequence[Scored], *, worst: in
         ece=expected_calibration_error(right),
         reliability=reliability(right),
         confusion=confusion,
-        unknown_label_auroc=auroc([c for c, _ in right], outside) if outside and right else None,
+        unknown_label_auroc=auroc([s.familiar for _, s in inside], outside) if outside and inside else None,
         mistakes=[
             Mistake(e.ident, e.label, s.label, s.confidence, s.terms, e.document.text)
             for e, s in sorted(inside, key=lambda pair: -pair[1].confidence)

@@ -59,7 +59,7 @@ class Head(NamedTuple):
     intercept: tuple[float, ...]
     thresholds: dict[str, float]  # per top label: least confidence to answer
     margin: float  # least distance of the two best top labels
-    known: float  # least share of known words
+    familiar: float  # least probability of the class that remains when unknown words speak against it
     second: float  # least probability of a second label
     languages: tuple[str, ...]
     cues: dict[str, Any]
@@ -100,9 +100,9 @@ class Model:
 
     def predict(self, document: Document) -> Scored:
         """The label of a document, or the reason why there is none that can be relied on."""
-        bags, known = self._read(document)
+        bags, familiar = self._read(document)
         evidence = self._score(bags)
-        scored = self.judge(evidence.decisions, known)
+        scored = self.judge(evidence.decisions, familiar)
         abstained, reason = scored.abstained, scored.reason
         if not any(bag for _, bag in bags):
             abstained, reason = True, "empty"
@@ -115,23 +115,23 @@ class Model:
         return [self.predict(document) for document in documents]
 
     def _read(self, document: Document) -> tuple[Bags, float]:
-        """The counted terms of a document, and the share of its words that training knew."""
+        """The counted terms of a document, and the ``familiarity`` of its words."""
         found = texts(document)
         words = word_terms(found.body_tokens)
+        numbers = [*map(self._numbers["words"].__getitem__, words)]
         counted = {
-            "words": self._counted("words", words),
+            "words": _known(numbers, words.values()),
             "chars": self._counted_ngrams("chars", found.body_tokens),
             "subject_words": self._counted("subject_words", word_terms(found.subject_tokens)),
             "subject_chars": self._counted_ngrams("subject_chars", found.subject_tokens),
             "cues": self._counted("cues", cue_terms(found, self._cues)),
         }
-        return [(self._weight[block], bag) for block, bag in counted.items()], self._known_share(words, found)
+        familiar = familiarity(self._known_words(words, numbers, found), _known_pairs(words, numbers))
+        return [(self._weight[block], bag) for block, bag in counted.items()], familiar
 
     def _counted(self, block: str, terms: Bag) -> dict[int, int]:
         """How often each known term occurs, by number."""
-        bag = dict(zip(map(self._numbers[block].__getitem__, terms), terms.values(), strict=True))
-        bag.pop(UNKNOWN, None)
-        return bag
+        return _known(map(self._numbers[block].__getitem__, terms), terms.values())
 
     def _counted_ngrams(self, block: str, tokens: Sequence[str]) -> dict[int, int]:
         """How often each known n-gram occurs in tokens, by number."""
@@ -142,7 +142,7 @@ class Model:
         return (self._arrays if "numpy" in sys.modules else self._plain)(bags)
 
     def judge(self, decisions: Sequence[float], known: float) -> Scored:
-        """Label, confidence and doubts that follow from the scores of all classes and the share of known words."""
+        """Label, confidence and doubts that follow from the scores of all classes and the ``familiarity`` of the words."""
         flat = softmax(decisions)
         scores = self.tops(flat)
         order = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)
@@ -151,7 +151,8 @@ class Model:
         margin = scores[best] - scores[runner_up]
         confidence = scores[best]
         inside = max((k for k, top in enumerate(self._top) if top == best), key=flat.__getitem__)
-        if known < self.head.known:
+        familiar = softmax([known * decision for decision in decisions])[inside]
+        if familiar < self.head.familiar:
             reason: str | None = "vocabulary"
         elif confidence < self.head.thresholds.get(label, NEVER):
             reason = "confidence"
@@ -165,6 +166,7 @@ class Model:
             abstained=reason is not None,
             second=self.labels[runner_up] if scores[runner_up] >= self.head.second else None,
             reason=reason,
+            familiar=familiar,
         )
 
     def tops(self, flat: Sequence[float]) -> list[float]:
@@ -174,14 +176,14 @@ class Model:
             sums[top] += probability
         return sums
 
-    def _known_share(self, words: Bag, found: Texts) -> float:
+    def _known_words(self, words: Bag, numbers: Sequence[int], found: Texts) -> float:
         """Share of the body's words (of unspaced script: neighbouring pairs) that training knew; 1 of nothing."""
-        asked = [*map(self._numbers["words"].__getitem__, filter(str.isalpha, words))]
+        asked = [number for term, number in zip(words, numbers, strict=True) if term.isalpha()]
         if not found.body.isascii():
             unspaced = [token for token in found.body_tokens if is_cjk(token[0])]
             pairs = {run[at : at + 2] for run in unspaced for at in range(len(run) - 1)}
             asked += map(self._numbers["chars"].__getitem__, pairs)
-        return (len(asked) - asked.count(UNKNOWN)) / len(asked) if asked else 1.0
+        return _share(asked)
 
     def _foreign(self, language: str | None) -> bool:
         """Whether the model was told of a language that it never learned."""
@@ -210,6 +212,30 @@ class Model:
 
 def _known_ngrams(numbers: Block, token: str) -> tuple[int, ...]:
     return tuple(number for number in map(numbers.__getitem__, ngrams(token)) if number != UNKNOWN)
+
+
+def _known(numbers: Iterable[int], counts: Iterable[int]) -> dict[int, int]:
+    bag = dict(zip(numbers, counts, strict=True))
+    bag.pop(UNKNOWN, None)
+    return bag
+
+
+def _known_pairs(words: Bag, numbers: Sequence[int]) -> float:
+    """Share of the body's pairs of neighbouring words that training knew; 1 of nothing."""
+    return _share([number for term, number in zip(words, numbers, strict=True) if " " in term])
+
+
+def _share(numbers: Sequence[int]) -> float:
+    return (len(numbers) - numbers.count(UNKNOWN)) / len(numbers) if numbers else 1.0
+
+
+def familiarity(words: float, pairs: float) -> float:
+    """The factor on the scores of a message of which this share of words, and of pairs of words, is known.
+
+    Vectors are brought to length 1 as though unknown terms did not exist, so that one known word
+    among ten weighs as much as ten; this takes back the certainty that comes of it.
+    """
+    return words * words * (1.0 + pairs) / 2.0
 
 
 def softmax(scores: Sequence[float]) -> list[float]:

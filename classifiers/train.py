@@ -31,7 +31,7 @@ from classifiers.cues import Cues, Table, compile_table, read_table
 from classifiers.dataset import OPERATOR, STARTER, Example, Prepared, data_digest, folds, prepare, stable_number
 from classifiers.document import Scored
 from classifiers.errors import DataRefused
-from classifiers.inference import NEVER, TERM_PREFIXES, Head, Model, pack, unpack
+from classifiers.inference import NEVER, TERM_PREFIXES, Head, Model, familiarity, pack, unpack
 from classifiers.normalize import is_cjk, shown
 from classifiers.vectorize import ANALYSIS, BLOCKS, Analysis, analyse
 
@@ -42,6 +42,8 @@ Floats = NDArray[np.float64]
 BLOCK_WEIGHTS = {"words": 1.0, "chars": 1.0, "subject_words": 0.4, "subject_chars": 0.4, "cues": 0.4}
 #: Blocks whose terms contain each other, so that many say the same.
 NESTED_BLOCKS = frozenset({"chars", "subject_chars"})
+#: From so many messages on, terms that say the same are dropped; in fewer, many say the same by chance.
+DISTINCT_FROM = 2000
 REGULARISATION = 1.0
 #: Share of the machines that know only top labels in the score of a class.
 TOP_SHARE = 0.7
@@ -50,7 +52,7 @@ HALVES_STARTER = 1000
 LEAST_STARTER_WEIGHT = 0.1
 #: Labels answered by few out-of-fold messages get no threshold: nothing can be promised of them.
 LEAST_ANSWERED = 20
-#: Share of out-of-fold messages with the fewest known words: such messages are left to people.
+#: Share of out-of-fold messages that are least familiar: such messages are left to people.
 UNKNOWN_SHARE = 0.02
 #: Least distance in probability of the two best labels, whatever the thresholds are.
 LEAST_MARGIN = 0.1
@@ -90,7 +92,7 @@ class Space:
             terms = sorted(t for t, n in df.items() if n >= min_df)
             if terms:
                 self.vocabulary[block] = {t: at for at, t in enumerate(terms)}
-            if terms and block in NESTED_BLOCKS:
+            if terms and block in NESTED_BLOCKS and len(analyses) >= DISTINCT_FROM:
                 self.vocabulary[block] = {t: at for at, t in enumerate(self.distinct(analyses, block))}
         for block in self.vocabulary:
             transformer = TfidfTransformer(sublinear_tf=True)
@@ -287,7 +289,7 @@ def out_of_fold(
     space: Space,
     progress: Progress,
 ) -> tuple[Floats, Floats, dict[int, tuple[tuple[str, float], ...]]]:
-    """Decision values and share of known words of every message, by models that did not see its fold.
+    """Decision values and familiarity of every message, by models that did not see its fold.
 
     Also the terms that led astray where the label came out wrong.
     """
@@ -304,7 +306,7 @@ def out_of_fold(
         decisions[outside] = matrix[outside] @ coef.T + intercept
         why |= astray(matrix, decisions, outside, labels, classes, coef, names)
         seen = seen_terms([analyses[int(i)] for i in inside], space.min_df)
-        known[outside] = [known_share(analyses[int(i)], seen) for i in outside]
+        known[outside] = [familiarity(*known_shares(analyses[int(i)], seen)) for i in outside]
         progress("judging unseen messages", 0.15 + 0.6 * (done + 1) / len(numbers))
     return decisions, known, why
 
@@ -364,11 +366,12 @@ def seen_terms(analyses: Sequence[Analysis], min_df: int) -> tuple[set[str], set
     return found[0], found[1]
 
 
-def known_share(analysis: Analysis, seen: tuple[set[str], set[str]]) -> float:
-    """As ``Model.known_share``, for a model that does not exist yet."""
+def known_shares(analysis: Analysis, seen: tuple[set[str], set[str]]) -> tuple[float, float]:
+    """The shares that ``Model`` makes ``familiarity`` of, for a model that does not exist yet."""
     asked = [t in seen[0] for t in analysis.words if " " not in t and t.isalpha()]
     asked += [t in seen[1] for t in analysis.chars if len(t) == 2 and is_cjk(t[0]) and is_cjk(t[1])]
-    return sum(asked) / len(asked) if asked else 1.0
+    pairs = [t in seen[0] for t in analysis.words if " " in t]
+    return (sum(asked) / len(asked) if asked else 1.0), (sum(pairs) / len(pairs) if pairs else 1.0)
 
 
 def fit_temperature(decisions: Floats, classes: Sequence[str], tops: Sequence[str], weights: Floats) -> float:
@@ -411,7 +414,7 @@ def export(
         intercept=tuple(float(i) for i in intercept),
         thresholds={},
         margin=0.0,
-        known=0.0,
+        familiar=0.0,
         second=1.0,
         languages=(),
         cues={},
@@ -433,13 +436,15 @@ def fit_abstention(
     best = sums.argmax(axis=1)
     right = np.array([labels[b] == e.top for b, e in zip(best, examples, strict=True)])
     confidence = sums.max(axis=1)
-    least_known = float(np.quantile(known, UNKNOWN_SHARE))
-    judged_by = {k: (best == k) & (known >= least_known) for k in range(len(labels))}
+    owner = np.array([labels.index(c.partition("/")[0]) for c in classes])
+    familiar = np.where(owner == best[:, None], softmax(known[:, None] * decisions), 0.0).max(axis=1)
+    least_familiar = float(np.quantile(familiar, UNKNOWN_SHARE))
+    judged_by = {k: (best == k) & (familiar >= least_familiar) for k in range(len(labels))}
     return {
         "thresholds": {
             label: threshold(confidence[judged_by[k]], right[judged_by[k]], precision) for k, label in enumerate(labels)
         },
-        "known": least_known,
+        "familiar": least_familiar,
         "margin": LEAST_MARGIN,
         "second": fit_second(sums, labels, examples),
         "expected": float(right.mean()),

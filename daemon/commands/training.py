@@ -402,7 +402,7 @@ def _show(figures: Evaluation, prepared: Prepared | None) -> None:
     coverage = ", ".join(f"{share:.1%} at {float(p):.0%}" for p, share in figures.coverage_at_precision.items())
     say(f"could be labelled: {coverage}")
     if figures.unknown_label_auroc is not None:
-        say(f"messages of unknown labels told apart by confidence: AUROC {figures.unknown_label_auroc:.3f}")
+        say(f"messages of unknown labels told apart by how familiar they look: AUROC {figures.unknown_label_auroc:.3f}")
     for mistake in figures.mistakes[:5]:
         terms = ", ".join(term for term, _ in mistake.terms[:5])
         text = " ".join(mistake.text.split())[:EXCERPT]

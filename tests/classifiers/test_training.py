@@ -139,6 +139,16 @@ def test_unknown_labels_count_only_as_unknown(trained: Trained) -> None:
     assert figures.unknown_label_auroc is not None
 
 
+def test_one_known_word_among_strange_ones_is_not_familiar(trained: Trained) -> None:
+    plain = trained.model.predict(Document("where can i park my red car"))
+    strange = trained.model.predict(Document("parking brzk vlont quub drefnak holsty mimp"))
+    assert plain.familiar == pytest.approx(plain.confidence)
+    assert strange.label == "parking"
+    assert strange.familiar < strange.confidence - 0.3
+    assert strange.abstained
+    assert strange.reason == "vocabulary"
+
+
 # ------------------------------------------------------------------ model folders
 
 
