@@ -97,7 +97,8 @@ def test_a_label_and_its_reasons_are_the_same_with_and_without_numpy(
     monkeypatch.delitem(sys.modules, "numpy")
     for document, one in zip(documents, by_numpy, strict=True):
         other = model.predict(document)
-        assert one._replace(confidence=0, scores={}) == other._replace(confidence=0, scores={})
+        assert one._replace(confidence=0, scores={}, familiar=0) == other._replace(confidence=0, scores={}, familiar=0)
+        assert one.familiar == pytest.approx(other.familiar, abs=1e-6)
         assert one.scores == pytest.approx(other.scores, abs=1e-6)
         assert one.confidence == one.scores[one.label]
 
