@@ -13,7 +13,6 @@ from sqlalchemy import Connection, insert
 from benchmarks import corpus
 from daemon.config import Config, load
 from daemon.edges.orders.opening import open_orders
-from daemon.loops.recheck import order_state
 from daemon.steps import enrich
 from daemon.steps.draft import freezing
 from daemon.store import folders, tables
@@ -47,7 +46,7 @@ async def _assumed(config: Config, database: Database, count: int) -> list[dict[
     orders = [OrderId(corpus.order_id(number), "amazon", "record") for number in range(count)]
     found = await book.lookup(orders, now)
     await book.close()
-    return [order_state(enrich.merge(found[o], now, stale)) if found[o] else None for o in orders]
+    return [enrich.order_state(enrich.merge(found[o], now, stale)) if found[o] else None for o in orders]
 
 
 def _rows(config: Config, count: int, domain: str, assumed: list[dict[str, Any] | None]) -> Iterator[dict[str, dict[str, Any]]]:

@@ -110,25 +110,30 @@ def _duplicates_are_not_looked_for() -> None:
 
 
 def _settled_and_queued_in_two_steps() -> None:
-    from daemon.loops.advance import Advance
+    from daemon.loops.settling import Settling
     from daemon.store import outbox
 
-    real_settle = Advance._settle
-    real_enqueue = outbox.enqueue
-    later: list[tuple[Any, dict[str, Any]]] = []
+    real_settle = Settling.settle
+    real = {"enqueue": outbox.enqueue, "enqueue_first": outbox.enqueue_first}
+    later: list[tuple[Any, Any, dict[str, Any]]] = []
 
-    def remember(connection: Any, mail: Any, **how: Any) -> int:
-        later.append((mail, how))
-        return 0
+    def remember(name: str) -> Any:
+        def instead(_connection: Any, what: Any, **how: Any) -> int:
+            later.append((real[name], what, how))
+            return 0
 
-    async def settle(self: Any, item: Any, outcome: Any) -> None:
-        await real_settle(self, item, outcome)
+        return instead
+
+    async def settle(self: Any, *given: Any) -> Any:
+        too_many = await real_settle(self, *given)
         while later:
-            mail, how = later.pop()
-            await self._db.write(lambda c, m=mail, h=how: real_enqueue(c, m, **h))
+            enqueue, what, how = later.pop()
+            await self._db.write(lambda c, e=enqueue, w=what, h=how: e(c, w, **h))
+        return too_many
 
-    outbox.enqueue = remember
-    Advance._settle = settle  # type: ignore[method-assign]
+    for name in real:
+        setattr(outbox, name, remember(name))
+    Settling.settle = settle  # type: ignore[method-assign]
 
 
 def _any_answer_is_good() -> None:

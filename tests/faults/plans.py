@@ -624,7 +624,7 @@ _CAUGHT_BY: dict[str, Callable[[MakeWorld, str], Tally]] = {
     "no_epochs": lambda make, bug: renumbering(make, mails=6, bug=bug),
     "duplicates_are_not_looked_for": lambda make, bug: copies(make, mails=6, bug=bug),
     "settled_and_queued_in_two_steps": lambda make, bug: kill_at_points(
-        make, points=["after:settle"], occurrences=(1, 2, 3), bug=bug
+        make, points=["after:settle_many"], occurrences=(1, 2, 3), bug=bug
     ),
     "any_answer_is_good": lambda make, bug: smtp_faults(make, faults=[("dot", Kind.R4XX), ("dot", Kind.R5XX)], bug=bug),
     "bytes_made_anew_at_sending": lambda make, bug: kill_at_random(make, kills=2, bug=bug),

@@ -118,7 +118,7 @@ async def test_breaker_open(shop: Shop, side: str) -> None:
     if side == "imap":
         shop.imap.password = "another"
     else:
-        shop.smtp._password = "another"
+        shop.smtp.password = "another"
     async with shop.running(alarms__disk_free_mb=10**9) as app:  # one alarm mail has to leave
         subject, detail = await _alarm(app, "breaker_open")
         assert (subject, "refused" in detail or "535" in detail) == ("shop", True)
