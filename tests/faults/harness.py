@@ -366,18 +366,19 @@ class World:
 
         def look(connection: Any) -> Counter[str]:
             found: Counter[str] = Counter()
-            for what, table, states in (("case", cases, OPEN_CASES), ("delivery", outbox, OPEN_DELIVERIES)):
-                query = select(table.c.state, func.count()).where(table.c.state.in_(states)).group_by(table.c.state)
-                found.update({f"{what} {state}": count for state, count in connection.execute(query)})
+            # in this order, since PostgreSQL shows each statement what came meanwhile: what is stored now has its state below
             place = self.imap.folders["INBOX"]
             due = {uid for uid in list(place.messages) if uid > self.baseline}
             inside = cases.c.uid.between(self.baseline + 1, max(due, default=0))
             epoch = cases.c.uidvalidity == place.uidvalidity
             if connection.execute(select(func.count()).where(inside, epoch)).scalar() != len(due):
                 found["not stored"] = len(due.difference(connection.execute(select(cases.c.uid).where(epoch)).scalars()))
+            for what, table, states in (("case", cases, OPEN_CASES), ("delivery", outbox, OPEN_DELIVERIES)):
+                query = select(table.c.state, func.count()).where(table.c.state.in_(states)).group_by(table.c.state)
+                found.update({f"{what} {state}": count for state, count in connection.execute(query)})
             return found
 
-        return self.database.read_now(look)
+        return +self.database.read_now(look)  # without what there is none of
 
     def undone(self) -> int:
         """How many mails lie there that are not yet at rest."""
