@@ -115,7 +115,7 @@ def fill(connection: Connection, count: int) -> None:
         "replies": "INSERT INTO outbox (kind, mailbox, case_id, revision, recipient, recipient_key, envelope_from, message_id, dedupe_key,"
         " mime, mime_sha256, state, not_before, attempts, claimed_by, smtp_code, transmitted_at, copied_at, template, automatic,"
         f" created_at, updated_at) SELECT 'buyer_reply', 'shop', n, 1, 'b', 'buyer' || {thread} || '@buyers.test', 'shop@shop.test',"
-        f" '<r' || n || '@shop.test>', n || ':1', {w.bytes(repr('x' * 900))}, {w.digest('n')}, 'sent', {later}, 1, 'boot', 250,"
+        f" '<r' || n || '@shop.test>', n || ':1', CASE WHEN n >= {kept} THEN {w.bytes(repr('x' * 900))} END, {w.digest('n')}, 'sent', {later}, 1, 'boot', 250,"
         f" {later}, {later}, 'logistics_question/tracking', {no}, {moment}, {later} FROM {w.numbers(old)} WHERE n % 100 < 60",
         "notices": "INSERT INTO outbox (kind, mailbox, case_id, recipient, recipient_key, envelope_from, message_id, dedupe_key, mime_sha256,"
         " state, not_before, attempts, smtp_code, transmitted_at, automatic, created_at, updated_at) SELECT 'staff_notice', 'shop', n, 'boss',"
