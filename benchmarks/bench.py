@@ -327,6 +327,7 @@ def mail_servers() -> Iterator[tuple[MailServers, Path]]:
     """Dovecot and Postfix of this measurement's own, and a folder for services; NotInstalled when there are none."""
     from tests.servers import MailServers
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # whoever ends a measurement leaves no servers behind
     servers = MailServers()
     folder = Path(tempfile.mkdtemp(prefix="psb", dir="/tmp"))
     try:
