@@ -12,6 +12,7 @@ import pickle
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 
@@ -113,6 +114,7 @@ _ORDER = OrderId("202-1234567-1234567", "amazon", "wrapper")
 
 def warm_up() -> None:
     """In the nursery: have everything loaded and compiled that is on first use, so that the workers share it."""
+    import_module("numpy")  # the model scores with it where it is loaded
     think(ReadTask(f"From: A <a@b.test>\r\nMessage-ID: <1@a.test>\r\n\r\n{_UNLISTED}\r\n".encode(), Identity()))
     now = datetime.now(UTC)
     shipped = {

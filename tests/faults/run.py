@@ -34,6 +34,7 @@ from tests.faults.harness import Tally, World, Zygote, new_sqlite
 from tests.servers import MailServers, NotInstalled, PostgresServer
 
 BEGIN, END = "<!-- figures: written by tests/faults/run.py -->", "<!-- end of figures -->"
+SOAK_BEGIN, SOAK_END = "<!-- soak: written by tests/faults/run.py -->", "<!-- end of soak -->"
 
 
 @dataclass(frozen=True)
@@ -337,10 +338,11 @@ def table(report: Report) -> str:
 
 
 def write(page: Path, report: Report) -> None:
-    """Put the figures between the marks of a page."""
-    head, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, tail = rest.partition(END)
-    page.write_text(f"{head}{BEGIN}\n{table(report)}\n{END}{tail}", encoding="utf-8")
+    """Put the figures between the marks of a page; those of N alone between marks of their own."""
+    begin, end = (SOAK_BEGIN, SOAK_END) if report.only == "N" else (BEGIN, END)
+    head, _, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, _, tail = rest.partition(end)
+    page.write_text(f"{head}{begin}\n{table(report)}\n{end}{tail}", encoding="utf-8")
 
 
 def main() -> int:
