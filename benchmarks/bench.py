@@ -191,6 +191,8 @@ staff_auth = ["dmarc"]
 authserv_id = "mx.example.test"
 undo_seconds = {undo_seconds}
 [mailboxes.caps]
+ramp_days = 0
+auto_per_group_day = 1000000
 per_hour = 1000000
 per_template_hour = 1000000
 """
