@@ -92,36 +92,45 @@ class Advance(Loop):
     async def step(self) -> Pace:
         """Take some batches forward."""
         try:
-            paces = await asyncio.gather(*(self._lane() for _ in range(LANES)))
+            claimed = await self._claim()
+            if len(claimed) < self._settings.batch:
+                return await self._settle_down(claimed)
+            done = sum(await asyncio.gather(self._lane(claimed), *(self._lane([]) for _ in range(LANES - 1))))
         except Transient as error:
             self._failures += 1
             log.warning("advance.failed", problem=str(error))
             return Pace(0, backoff(RECONNECT_BACKOFF_SECONDS, self._failures))
         self._failures = 0
-        done, due = sum(p.done for p in paces), [p.next_seconds for p in paces if p.next_seconds is not None]
-        return Pace(done, min(due, default=None))
+        return Pace(done)
 
-    async def _lane(self) -> Pace:
+    async def _settle_down(self, claimed: Sequence[Claimed]) -> Pace:
+        """The last few, or none: then it is time to ask when the next one is due."""
+        if claimed:
+            await self._advance(claimed)
+            self._failures = 0
+            return Pace(len(claimed))
+        due = await self._db.read(cases.next_due)
+        self._failures = 0
+        return Pace(0, None if due is None else max(0.0, (due - self.clock.now()).total_seconds()))
+
+    async def _lane(self, claimed: Sequence[Claimed]) -> int:
         """Batch after batch, a few of them; lanes beside it keep workers and database busy at the same time."""
         done = 0
         for _ in range(BATCHES_A_STEP):
-            pace = await self._batch()
-            done += pace.done
-            if not pace.done:
-                return Pace(done, pace.next_seconds)
+            claimed = claimed or await self._claim()
+            if not claimed:
+                break
+            await self._advance(claimed)
+            done += len(claimed)
+            claimed = ()
             self.beat()
-        return Pace(done)
+        return done
 
-    async def _batch(self) -> Pace:
-        now, how = self.clock.now(), self._settings
-        claimed = await self._db.write(
+    async def _claim(self) -> list[Claimed]:
+        how, now = self._settings, self.clock.now()
+        return await self._db.write(
             lambda c: cases.claim(c, worker=how.worker, limit=how.batch, lease=LEASE, max_attempts=how.max_attempts, now=now)
         )
-        if not claimed:
-            due = await self._db.read(cases.next_due)
-            return Pace(0, None if due is None else max(0.0, (due - now).total_seconds()))
-        await self._advance(claimed)
-        return Pace(len(claimed))
 
     # ------------------------------------------------------------------ the batch
 
