@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import imaplib
+import io
 import re
 import select
 import socket
@@ -417,8 +418,7 @@ class Imap:
             self._wake_read.recv(4096)
         client.idle()
         sock = client.socket()
-        pending = getattr(sock, "pending", None)  # TLS may hold decrypted bytes that no poll reports
-        if pending is None or not pending():
+        if not client.heard():
             poller = select.poll()
             poller.register(sock.fileno(), select.POLLIN | select.POLLHUP)
             poller.register(self._wake_read.fileno(), select.POLLIN)
@@ -539,11 +539,29 @@ class _Client(IMAPClient):  # type: ignore[misc] # the library carries no types
             timeout=SocketTimeout(connect=seconds, read=seconds),
         )
 
+    def heard(self) -> bool:
+        """Whether something of the server's can be read at once.
+
+        That a line came in one segment with its "+ idling" shows in no poll of the socket: our buffers, or TLS's, have it already.
+        """
+        return _buffered(self.socket(), self._imap.file)
+
     def _create_IMAP4(self) -> imaplib.IMAP4:  # noqa: N802 - the name is the library's
         seconds = self._timeout.connect
         if self.ssl:
             return _TlsConnection(self._sockets, self.host, self.port, self.ssl_context, seconds)
         return _PlainConnection(self._sockets, self.host, self.port, seconds)
+
+
+def _buffered(sock: socket.socket, stream: io.BufferedReader) -> bool:
+    seconds = sock.gettimeout()
+    sock.settimeout(0)
+    try:
+        return bool(stream.peek())
+    except (BlockingIOError, ssl.SSLWantReadError):
+        return False
+    finally:
+        sock.settimeout(seconds)
 
 
 def _dial(host: str, port: int, seconds: float) -> socket.socket:

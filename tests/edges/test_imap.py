@@ -281,7 +281,7 @@ async def test_mail_announced_in_the_same_segment_is_found_by_the_search_after(s
     await imap.open()
     server.after_idle_plus = b"* 1 EXISTS\r\n"
     server.add(MAIL)
-    assert await imap.idle(0.2)
+    assert await asyncio.wait_for(imap.idle(300), 30), "and it ends the wait"
     assert await imap.uids_after(0) == [1]
 
 
