@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event
-from sqlalchemy.engine import URL, make_url
+from sqlalchemy.engine import URL, NestedTransaction, RootTransaction, make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import NullPool, QueuePool
@@ -179,7 +179,7 @@ class Database:
     def _commit(self, connection: Connection | None, group: list[_Unit]) -> Connection | None:
         """Run a group in one transaction; returns the connection if it is still good.
 
-        A unit that raises is rolled back to its savepoint and fails alone. A
+        A unit that raises is rolled back and fails alone. A
         failed commit fails the whole group. A link that had died before this
         group began is replaced once.
         """
@@ -211,10 +211,14 @@ class Database:
         try:
             try:
                 transaction = connection.begin()
-                outcomes = [_run_unit(connection, unit) for unit in group]
+                if len(group) == 1:  # the transaction is its savepoint
+                    outcomes = [_run_within(transaction, connection, group[0])]
+                else:
+                    outcomes = [_run_within(connection.begin_nested(), connection, unit) for unit in group]
             except DBAPIError as error:
                 raise _LostBeforeCommit(error) from error
-            transaction.commit()
+            if transaction.is_active:
+                transaction.commit()
         except BaseException:
             with suppress(Exception):
                 connection.invalidate()
@@ -284,16 +288,19 @@ def _flock(handle: int) -> None:
             return
 
 
-def _run_unit(connection: Connection, unit: _Unit) -> _Outcome:
-    savepoint = connection.begin_nested()
+def _run_within(point: RootTransaction | NestedTransaction, connection: Connection, unit: _Unit) -> _Outcome:
+    """Run a unit; what it wrote is taken back to ``point`` when it raises."""
     try:
         value = unit.work(connection)
-        savepoint.commit()
+        if isinstance(point, NestedTransaction):
+            point.commit()
     except Exception as error:
         if isinstance(error, DBAPIError) and error.connection_invalidated:
             raise
+        if isinstance(point, RootTransaction) and isinstance(error, OperationalError):
+            raise _LostBeforeCommit(error) from error  # the database itself is in trouble: the next one connects anew
         try:
-            savepoint.rollback()
+            point.rollback()
         except DBAPIError as gone:  # a full disk has SQLite roll back everything, earlier units included
             raise _LostBeforeCommit(error if isinstance(error, DBAPIError) else gone) from error
         return unit, None, _as_transient(error) if isinstance(error, DBAPIError) else error
