@@ -149,6 +149,8 @@ def profile(mails: list[bytes], top: int = 14) -> tuple[list[tuple[str, float]],
     """Milliseconds of processor time per message of each step, alone in one process; and where the slowest one spends it."""
     from datetime import UTC, datetime
 
+    import numpy  # noqa: F401 - as in the workers, which score with it
+
     from daemon import mind, pipeline, resources, tasks
     from daemon.vocab import Identity
 
