@@ -203,6 +203,18 @@ class MailServers:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def start_dovecot(self) -> None:
+        """Start Dovecot; again when a connection that is going out holds one of its ports for a moment."""
+        for tries_left in (2, 1, 0):
+            try:
+                self._start_dovecot()
+            except RuntimeError:
+                self.stop_dovecot()
+                if not tries_left:
+                    raise
+            else:
+                return
+
+    def _start_dovecot(self) -> None:
         self._dovecot_process = subprocess.Popen(
             [self._dovecot, "-F", "-c", str(self.folder / "d/dovecot.conf")],
             stdin=subprocess.DEVNULL,

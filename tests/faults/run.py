@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -70,6 +71,7 @@ class Report:
     tallies: dict[tuple[str, str], Tally] = field(default_factory=dict)  # (plan, database)
     bugs: dict[str, Tally] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)  # plans that could not be carried out, and why
     seconds: float = 0.0
 
     @property
@@ -94,7 +96,13 @@ def run(form: Form, *, only: str = "", say: Callable[[str], None] = lambda _: No
 
     def carry_out(job: Job) -> None:
         say(f"{job[0]} ({job[1]}): begins")
-        name, seconds = _timed(job, report)
+        try:
+            name, seconds = _timed(job, report)
+        except Exception as error:  # the other plans have their say all the same
+            report.failed.append(f"{job[0]} ({job[1]}): {type(error).__name__}: {error}")
+            say(f"{job[0]} ({job[1]}): failed")
+            traceback.print_exc()
+            return
         say(f"{name}: {seconds:.0f} s; {time.monotonic() - began:.0f} s in all")
 
     def wanted(jobs: Iterable[Job]) -> list[Job]:
@@ -334,6 +342,7 @@ def table(report: Report) -> str:
     if report.only:
         report.left_out.append(f"all plans but {', '.join(report.only)}")
     lines += [f"- Left out: {what}." for what in report.left_out]
+    lines += [f"- Could not be carried out: {what}." for what in report.failed]
     return "\n".join(lines)
 
 
@@ -361,7 +370,7 @@ def main() -> int:
         print(f"planted and not caught: {', '.join(missed)}", file=sys.stderr)
     if options.write:
         write(options.write, report)
-    return 1 if missed or not report.total.clean else 0
+    return 1 if missed or report.failed or not report.total.clean else 0
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ def report() -> Report:
 def test_nothing_is_lost_doubled_unapproved_or_stuck(report: Report) -> None:
     problems = [f"{plan} ({db}): {v}" for (plan, db), tally in report.tallies.items() for v in tally.violations]
     assert problems == []
+    assert report.failed == []
 
 
 def test_enough_was_done_to_it(report: Report) -> None:
