@@ -98,7 +98,7 @@ def run(form: Form, *, only: str = "", say: Callable[[str], None] = lambda _: No
         say(f"{job[0]} ({job[1]}): begins")
         try:
             name, seconds = _timed(job, report)
-        except Exception as error:  # the other plans have their say all the same
+        except Exception as error:  # noqa: BLE001 - it is told, and the other plans have their say all the same
             report.failed.append(f"{job[0]} ({job[1]}): {type(error).__name__}: {error}")
             say(f"{job[0]} ({job[1]}): failed")
             traceback.print_exc()
