@@ -332,6 +332,8 @@ def _leave_alone(keep: int) -> None:
 
 def _serve(sock: socket.socket, plan: _Plan) -> NoReturn:
     """A worker's life."""
+    # systemd asks every process of the service to end at once, but what is under way is seen through
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     work, memory = resolve_name(plan.work), plan.limits.memory_bytes
     gc.set_threshold(20_000, 50, 100)  # what the work leaves behind hardly holds cycles, and collections cost a tenth of it
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))

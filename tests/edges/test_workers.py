@@ -23,6 +23,10 @@ def behave(item: str) -> str:
             os.kill(os.getpid(), signal.SIGKILL)
         case "raise":
             raise ValueError("no good")
+        case "end":
+            os.kill(os.getpid(), signal.SIGTERM)
+        case "number":
+            return str(os.getpid())
     return item.upper()
 
 
@@ -47,6 +51,12 @@ async def test_a_hostile_item_fails_alone(pool: WorkerPool[str, str], bad: str, 
     assert (first, last) == ("A", "B")
     assert isinstance(failure, WorkerFailure)
     assert failure.kind in kinds
+
+
+async def test_a_stop_of_the_whole_service_sees_the_work_through(pool: WorkerPool[str, str]) -> None:
+    """systemd sends SIGTERM to every process of a unit (KillMode=control-group)."""
+    before, answer, after = await pool.map(["number", "end", "number"])
+    assert (answer, after) == ("END", before)
 
 
 async def test_an_error_brings_its_traceback(pool: WorkerPool[str, str]) -> None:
