@@ -19,6 +19,8 @@ class Notifier:
 
     def __init__(self) -> None:
         self._line = sdnotify.SystemdNotifier()
+        if self._line.socket is not None:
+            self._line.socket.setblocking(False)  # a service manager that does not listen must not stop the event loop
         self._status = ""
 
     def ready(self) -> None:

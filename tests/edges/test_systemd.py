@@ -33,6 +33,16 @@ def test_systemd_hears_the_service(listener: socket.socket) -> None:
     listener.close()
 
 
+@pytest.mark.timeout(20)
+def test_a_manager_that_does_not_listen_stops_nothing(listener: socket.socket) -> None:
+    notifier = Notifier()
+    notifier.ready()
+    for _ in range(1000):
+        notifier.alive()
+    assert listener.recv(1000) == b"READY=1"
+    listener.close()
+
+
 def test_without_systemd_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     Notifier().ready()

@@ -150,10 +150,11 @@ class FakeSmtp(Server):
 
     def _take(self, wire: Wire, sender: str, recipients: tuple[str, ...]) -> None:
         refused = False
-        if wire.fault is not None and wire.fault.step == "body" and wire.fault.struck < wire.fault.times:
+        fault = wire.fault  # another thread may end it at any moment
+        if fault is not None and fault.step == "body" and fault.struck < fault.times:
             if not wire._buffer:
                 wire._more()
-            refused = wire.fault.kind in _NEGATIVE
+            refused = fault.kind in _NEGATIVE
             wire.answer("body", b"", failure=_NEGATIVE)
         lines: list[bytes] = []
         while True:
