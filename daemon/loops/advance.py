@@ -93,25 +93,24 @@ class Advance(Loop):
         """Take some batches forward."""
         try:
             claimed = await self._claim()
-            if len(claimed) < self._settings.batch:
-                return await self._settle_down(claimed)
-            done = sum(await asyncio.gather(self._lane(claimed), *(self._lane([]) for _ in range(LANES - 1))))
+            pace = await (self._last_few(claimed) if len(claimed) < self._settings.batch else self._backlog(claimed))
         except Transient as error:
             self._failures += 1
             log.warning("advance.failed", problem=str(error))
             return Pace(0, backoff(RECONNECT_BACKOFF_SECONDS, self._failures))
         self._failures = 0
-        return Pace(done)
+        return pace
 
-    async def _settle_down(self, claimed: Sequence[Claimed]) -> Pace:
-        """The last few, or none: then it is time to ask when the next one is due."""
+    async def _last_few(self, claimed: Sequence[Claimed]) -> Pace:
+        """Less than a batch; none at all, and it is time to ask when the next one is due."""
         if claimed:
             await self._advance(claimed)
-            self._failures = 0
             return Pace(len(claimed))
         due = await self._db.read(cases.next_due)
-        self._failures = 0
         return Pace(0, None if due is None else max(0.0, (due - self.clock.now()).total_seconds()))
+
+    async def _backlog(self, claimed: Sequence[Claimed]) -> Pace:
+        return Pace(sum(await asyncio.gather(self._lane(claimed), *(self._lane(()) for _ in range(LANES - 1)))))
 
     async def _lane(self, claimed: Sequence[Claimed]) -> int:
         """Batch after batch, a few of them; lanes beside it keep workers and database busy at the same time."""
