@@ -24,7 +24,6 @@ from daemon.store.dialect import insert_new, locked, padded, upsert_many
 from daemon.store.drafts import NewDraft, draft_row
 from daemon.store.outbox import FirstReply
 from daemon.store.tables import cases, drafts, events, records, thread_keys
-from daemon.store.tables import threads as threads_table
 from daemon.store.transitions import CASE_MOVES, IllegalMove, StaleMove
 from daemon.vocab import DraftState, Kind
 
@@ -64,11 +63,20 @@ def understand_many(connection: Connection, batch: Sequence[Asked], *, worker: s
 
 def _held(connection: Connection, case_ids: Sequence[int], worker: str) -> dict[int, Row[Any]]:
     """The cases of these that the worker still holds, locked for this transaction."""
-    columns = (cases.c.id, cases.c.state, cases.c.mailbox, cases.c.internal_date, cases.c.received_at, cases.c.revision)
-    query = select(*columns, cases.c.thread_id, cases.c.content_key).where(
-        cases.c.id.in_(padded(case_ids)), cases.c.claimed_by == worker
-    )
-    return {row.id: row for row in connection.execute(locked(connection, query))}
+    asked = {"ids": padded(case_ids), "worker": worker}
+    return {row.id: row for row in connection.execute(locked(connection, _HELD), asked)}
+
+
+_HELD = select(
+    cases.c.id,
+    cases.c.state,
+    cases.c.mailbox,
+    cases.c.internal_date,
+    cases.c.received_at,
+    cases.c.revision,
+    cases.c.thread_id,
+    cases.c.content_key,
+).where(cases.c.id.in_(bindparam("ids", expanding=True)), cases.c.claimed_by == bindparam("worker"))
 
 
 def _understand_one(connection: Connection, asked: Asked, row: Row[Any], worker: str, now: datetime) -> Known:
@@ -120,20 +128,24 @@ def _met(connection: Connection, mailbox: str, batch: Sequence[Understood]) -> s
     digests = {digest for what in batch for digest in _digests(what)}
     contents = {what.content_key for what in batch}
     messages = {message_id for what in batch for message_id in _named(what)}
-    same = connection.execute(
-        select(cases.c.content_key).where(cases.c.mailbox == mailbox, cases.c.content_key.in_(padded(contents)))
-    ).scalars()
-    reused = connection.execute(
-        select(cases.c.message_id).where(
-            cases.c.mailbox == mailbox, cases.c.message_id.in_(padded(messages)), cases.c.content_key.is_not(None)
-        )
-    ).scalars()
+    same = connection.execute(_SAME_CONTENT, {"of": mailbox, "keys": padded(contents)}).scalars()
+    reused = connection.execute(_SAME_MESSAGE_ID, {"of": mailbox, "ids": padded(messages)}).scalars()
     return {
         *(("key", mailbox, digest) for digest in threads.known(connection, mailbox, digests)),
         *(("content", mailbox, key) for key in same),
         *(("message", mailbox, message_id) for message_id in reused),
         *(("message", mailbox, message_id) for message_id in outbox.ours(connection, mailbox, messages)),
     }
+
+
+_SAME_CONTENT = select(cases.c.content_key).where(
+    cases.c.mailbox == bindparam("of"), cases.c.content_key.in_(bindparam("keys", expanding=True))
+)
+_SAME_MESSAGE_ID = select(cases.c.message_id).where(
+    cases.c.mailbox == bindparam("of"),
+    cases.c.message_id.in_(bindparam("ids", expanding=True)),
+    cases.c.content_key.is_not(None),
+)
 
 
 def _understand_strangers(
@@ -143,15 +155,13 @@ def _understand_strangers(
         return {}
     known: dict[int, Known] = {}
     for mailbox, members in _by_mailbox(batch, rows):
-        made = connection.execute(
-            insert(threads_table).returning(threads_table.c.id), [{"mailbox": mailbox, "created_at": now} for _ in members]
-        ).scalars()
+        made = threads.make(connection, mailbox, len(members), now=now)
         thread_of = dict(zip((asked.case_id for asked in members), made, strict=True))
         keys = ((thread_of[asked.case_id], digest) for asked in members for digest in dict.fromkeys(_digests(asked.what)))
         insert_new(connection, thread_keys, [{"mailbox": mailbox, "key": d, "thread_id": t} for t, d in keys])
         histories = one_by_one.histories(connection, mailbox, [asked.what.sender for asked in members], now=now)
         values = [_understood(asked, rows[asked.case_id], thread_of[asked.case_id]) for asked in members]
-        connection.execute(update(cases).where(cases.c.id == bindparam("case")), values)
+        connection.execute(_UNDERSTOOD, values)
         for asked in members:
             history, row = histories[asked.what.sender], rows[asked.case_id]
             itself = row.received_at > now - timedelta(hours=24)
@@ -162,6 +172,9 @@ def _understand_strangers(
             )
             known[asked.case_id] = Known(Context(thread_of[asked.case_id], None, False, history), None, row.revision)
     return known
+
+
+_UNDERSTOOD = update(cases).where(cases.c.id == bindparam("case"))
 
 
 def _understood(asked: Asked, row: Row[Any], thread_id: int) -> dict[str, Any]:
@@ -194,13 +207,15 @@ class Filing:
 
 def alone_in_thread(connection: Connection, thread_ids: Iterable[int]) -> set[int]:
     """Those of these threads that hold a single case."""
-    found = connection.execute(
-        select(cases.c.thread_id)
-        .where(cases.c.thread_id.in_(padded(set(thread_ids))))
-        .group_by(cases.c.thread_id)
-        .having(func.count() == 1)
-    ).scalars()
-    return set(found)
+    return set(connection.execute(_ALONE, {"threads": padded(set(thread_ids))}).scalars())
+
+
+_ALONE = (
+    select(cases.c.thread_id)
+    .where(cases.c.thread_id.in_(bindparam("threads", expanding=True)))
+    .group_by(cases.c.thread_id)
+    .having(func.count() == 1)
+)
 
 
 def settle_many(connection: Connection, batch: Sequence[Filing], *, worker: str, now: datetime) -> list[int]:
@@ -222,21 +237,23 @@ def settle_many(connection: Connection, batch: Sequence[Filing], *, worker: str,
     held = [f for f in batch if _as_seen(rows.get(f.settlement.case_id), f)]
     if not held:
         return []
-    changed = connection.execute(
-        update(cases).where(cases.c.id == bindparam("case"), cases.c.state == bindparam("from")),
-        [_moved(filing, rows[filing.settlement.case_id].revision, now) for filing in held],
-    )
+    changed = connection.execute(_MOVE, [_moved(filing, rows[filing.settlement.case_id].revision, now) for filing in held])
     if changed.rowcount not in {len(held), -1}:
         raise StaleMove("a case of the batch was moved meanwhile")
-    connection.execute(insert(events), [_event(filing.settlement, now) for filing in held])
+    connection.execute(_EVENT, [_event(filing.settlement, now) for filing in held])
     upsert_many(connection, records, "case_id", [_record(filing.settlement) for filing in held])
     fresh = [draft_row(filing.draft, filing.draft_state, now) for filing in held if filing.draft is not None]
     if fresh:
-        connection.execute(insert(drafts), fresh)
+        connection.execute(_DRAFT, fresh)
     leaving = [filing.reply for filing in held if filing.reply is not None]
     if leaving:
         outbox.enqueue_first(connection, leaving, now=now)
     return [filing.settlement.case_id for filing in held]
+
+
+_MOVE = update(cases).where(cases.c.id == bindparam("case"), cases.c.state == bindparam("from"))
+_EVENT = insert(events)
+_DRAFT = insert(drafts)
 
 
 def _as_seen(row: Row[Any] | None, filing: Filing) -> bool:

@@ -24,7 +24,6 @@ from sqlalchemy import case as sql_case
 from daemon.store import folders, outbox, threads
 from daemon.store.dialect import insert_many_new, locked, padded, serialise, storable, upsert
 from daemon.store.tables import cases, events, feedback, raw_mail, records
-from daemon.store.tables import folders as folders_table
 from daemon.store.tables import outbox as outbox_table
 from daemon.store.transitions import StaleMove, move_case
 from daemon.vocab import CaseState, DeliveryKind, DeliveryState, History, JsonText, Kind, RawMail
@@ -79,16 +78,15 @@ def receive(connection: Connection, batch: Sequence[RawMail], *, now: datetime) 
         ids = {row.uid: row.id for row in stored}
         new = [(ids.pop(mail.uid), mail.raw) for mail in mails if mail.uid in ids]
         if new:
-            connection.execute(insert(raw_mail), [{"case_id": case_id, "body": raw} for case_id, raw in new])
-            connection.execute(insert(events), [_arrival(case_id, now) for case_id, _ in new])
+            connection.execute(_RAW_MAIL, [{"case_id": case_id, "body": raw} for case_id, raw in new])
+            connection.execute(_EVENT, [_arrival(case_id, now) for case_id, _ in new])
         made.extend(case_id for case_id, _ in new)
-        folders.advance_cursor(connection, mailbox, folder, mails[0].uidvalidity, [mail.uid for mail in mails])
-        connection.execute(
-            update(folders_table)
-            .where(folders_table.c.mailbox == mailbox, folders_table.c.folder == folder)
-            .values(last_mail_at=now)
-        )
+        folders.mail_came(connection, mailbox, folder, place.uidvalidity, [mail.uid for mail in mails], now=now)
     return Received(tuple(made), len(batch) - len(made))
+
+
+_RAW_MAIL = insert(raw_mail)
+_EVENT = insert(events)
 
 
 def _by_folder(batch: Sequence[RawMail]) -> dict[tuple[str, str], list[RawMail]]:
@@ -176,15 +174,8 @@ def claim(
     that runs longer than anybody gives is from a clock that has since been
     set back, and counts as ended.
     """
-    free = or_(cases.c.lease_until.is_(None), cases.c.lease_until <= now, cases.c.lease_until > now + 2 * lease)
-    due = or_(
-        cases.c.state == CaseState.RECEIVED.value,
-        and_(cases.c.state == CaseState.DEFERRED.value, cases.c.due_at <= now),
-    )
-    wanted = (
-        select(cases.c.id, cases.c.state, cases.c.attempts, cases.c.size).where(due, free).order_by(cases.c.id).limit(limit)
-    )
-    rows = connection.execute(locked(connection, wanted)).all()
+    asked = {"now": now, "too_far": now + 2 * lease, "limit": limit}
+    rows = connection.execute(locked(connection, _WANTED), asked).all()
     hopeless = [row for row in rows if row.attempts >= max_attempts]
     for row in hopeless:
         move_case(connection, row.id, CaseState(row.state), CaseState.BROKEN, reason="too_many_attempts", actor=ACTOR, now=now)
@@ -199,17 +190,8 @@ def claim(
     ]
     if not taken:
         return []
-    connection.execute(
-        update(cases)
-        .where(cases.c.id.in_(padded(taken)))
-        .values(claimed_by=worker, lease_until=now + lease, attempts=cases.c.attempts + 1, updated_at=now)
-    )
-    found = connection.execute(
-        select(cases, raw_mail.c.body)
-        .join(raw_mail, raw_mail.c.case_id == cases.c.id)
-        .where(cases.c.id.in_(padded(taken)))
-        .order_by(cases.c.id)
-    )
+    connection.execute(_CLAIM, {"ids": padded(taken), "worker": worker, "until": now + lease, "now": now})
+    found = connection.execute(_WITH_BODY, {"ids": padded(taken)})
     return [
         Claimed(
             case_id=row.id,
@@ -227,6 +209,55 @@ def claim(
         )
         for row in found
     ]
+
+
+# Made once, as the statements below: these run for every message, and putting one together costs more than running it.
+_WANTED = (
+    select(cases.c.id, cases.c.state, cases.c.attempts, cases.c.size)
+    .where(
+        or_(
+            cases.c.state == CaseState.RECEIVED.value,
+            and_(cases.c.state == CaseState.DEFERRED.value, cases.c.due_at <= bindparam("now")),
+        ),
+        or_(
+            cases.c.lease_until.is_(None),
+            cases.c.lease_until <= bindparam("now"),
+            cases.c.lease_until > bindparam("too_far"),
+        ),
+    )
+    .order_by(cases.c.id)
+    .limit(bindparam("limit"))
+)
+_IDS = cases.c.id.in_(bindparam("ids", expanding=True))
+_CLAIM = (
+    update(cases)
+    .where(_IDS)
+    .values(
+        claimed_by=bindparam("worker"),
+        lease_until=bindparam("until"),
+        attempts=cases.c.attempts + 1,
+        updated_at=bindparam("now"),
+    )
+)
+_WITH_BODY = (
+    select(
+        cases.c.id,
+        cases.c.state,
+        cases.c.mailbox,
+        cases.c.folder,
+        cases.c.uid,
+        raw_mail.c.body,
+        cases.c.size,
+        cases.c.truncated,
+        cases.c.review,
+        cases.c.internal_date,
+        cases.c.received_at,
+        cases.c.attempts,
+    )
+    .join(raw_mail, raw_mail.c.case_id == cases.c.id)
+    .where(_IDS)
+    .order_by(cases.c.id)
+)
 
 
 def give_back(connection: Connection, case_ids: Sequence[int], *, worker: str) -> None:
@@ -249,10 +280,11 @@ def forget_leases(connection: Connection, *, workers_like: str) -> int:
 
 def next_due(connection: Connection) -> datetime | None:
     """When the next deferred case wants to be looked at."""
-    due: datetime | None = connection.execute(
-        select(func.min(cases.c.due_at)).where(cases.c.state == CaseState.DEFERRED.value)
-    ).scalar_one()
+    due: datetime | None = connection.execute(_NEXT_DUE).scalar_one()
     return due
+
+
+_NEXT_DUE = select(func.min(cases.c.due_at)).where(cases.c.state == CaseState.DEFERRED.value)
 
 
 # --------------------------------------------------------------------------- understanding
@@ -296,11 +328,7 @@ def understand(
     """
     understand_alone(connection)
     what = fitting(what)
-    row = connection.execute(
-        select(cases.c.mailbox, cases.c.internal_date, cases.c.received_at).where(
-            cases.c.id == case_id, cases.c.claimed_by == worker
-        )
-    ).one_or_none()
+    row = connection.execute(_HELD, {"case": case_id, "worker": worker}).one_or_none()
     if row is None:
         raise StaleMove(f"case {case_id} is no longer held by {worker}")
     mailbox = row.mailbox
@@ -311,7 +339,7 @@ def understand(
     if what.kind is Kind.BUYER and duplicate_of is None:
         arrived = min(row.internal_date or row.received_at, row.received_at)
         values["deadline_at"] = _deadline(connection, case_id, thread_id, arrived + timedelta(hours=response_hours))
-    connection.execute(update(cases).where(cases.c.id == case_id).values(**values))
+    connection.execute(_WRITE, {"case": case_id, **values})
     proved = outbox.prove(connection, mailbox, (*what.answers, *((what.message_id,) if what.message_id else ())), now=now)
     return Context(
         thread_id=thread_id,
@@ -320,6 +348,12 @@ def understand(
         history=history(connection, mailbox, sender=what.sender, thread_id=thread_id, before=case_id, now=now),
         proved=tuple(proved),
     )
+
+
+_HELD = select(cases.c.mailbox, cases.c.internal_date, cases.c.received_at).where(
+    cases.c.id == bindparam("case"), cases.c.claimed_by == bindparam("worker")
+)
+_WRITE = update(cases).where(cases.c.id == bindparam("case"))
 
 
 def understand_alone(connection: Connection) -> None:
@@ -534,17 +568,20 @@ _FROM_SENDERS = (
 
 def open_in_thread(connection: Connection, thread_id: int, *, before: int) -> list[tuple[int, CaseState]]:
     """Earlier buyer messages of a thread that still wait for an answer, oldest first: a newer one may overtake them."""
-    rows = connection.execute(
-        select(cases.c.id, cases.c.state)
-        .where(
-            cases.c.thread_id == thread_id,
-            cases.c.id < before,
-            cases.c.kind == Kind.BUYER.value,
-            cases.c.state.in_([s.value for s in OPEN_STATES]),
-        )
-        .order_by(cases.c.id)
-    )
+    rows = connection.execute(_OPEN_IN_THREAD, {"thread": thread_id, "before": before})
     return [(row.id, CaseState(row.state)) for row in rows]
+
+
+_OPEN_IN_THREAD = (
+    select(cases.c.id, cases.c.state)
+    .where(
+        cases.c.thread_id == bindparam("thread"),
+        cases.c.id < bindparam("before"),
+        cases.c.kind == Kind.BUYER.value,
+        cases.c.state.in_([s.value for s in OPEN_STATES]),
+    )
+    .order_by(cases.c.id)
+)
 
 
 def open_for_orders(
@@ -569,18 +606,20 @@ def open_for_orders(
 
 def newer_in_thread(connection: Connection, thread_id: int, *, after: int) -> bool:
     """Whether the buyer wrote again in a thread after the message of this case."""
-    found = connection.execute(
-        select(cases.c.id)
-        .where(
-            cases.c.thread_id == thread_id,
-            cases.c.id > after,
-            cases.c.kind == Kind.BUYER.value,
-            cases.c.duplicate_of.is_(None),
-            cases.c.state != CaseState.IGNORED.value,
-        )
-        .limit(1)
+    return connection.execute(_NEWER_IN_THREAD, {"thread": thread_id, "after": after}).first() is not None
+
+
+_NEWER_IN_THREAD = (
+    select(cases.c.id)
+    .where(
+        cases.c.thread_id == bindparam("thread"),
+        cases.c.id > bindparam("after"),
+        cases.c.kind == Kind.BUYER.value,
+        cases.c.duplicate_of.is_(None),
+        cases.c.state != CaseState.IGNORED.value,
     )
-    return found.first() is not None
+    .limit(1)
+)
 
 
 def revision(connection: Connection, case_id: int) -> int:
@@ -614,8 +653,7 @@ def settle(connection: Connection, what: Settlement, *, worker: str, now: dateti
     Raises StaleMove when the claim has been lost: nothing is written, and
     whoever holds the case now decides.
     """
-    held = connection.execute(select(cases.c.id).where(cases.c.id == what.case_id, cases.c.claimed_by == worker)).one_or_none()
-    if held is None:
+    if connection.execute(_HELD, {"case": what.case_id, "worker": worker}).one_or_none() is None:
         raise StaleMove(f"case {what.case_id} is no longer held by {worker}")
     values = dict(what.values)
     if what.to is not CaseState.BROKEN:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
+from functools import cache
 from typing import Any, TypeVar
 
-from sqlalchemy import Column, Connection, Row, Select, Table
+from sqlalchemy import Column, Connection, Executable, Row, Select, Table
 from sqlalchemy import text as sql
 from sqlalchemy.dialects import postgresql, sqlite
 
@@ -24,7 +25,7 @@ def storable(text: str, length: int | None = None) -> str:
 def insert_new(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
     """Insert rows, leaving out those that a unique key already knows."""
     if rows:
-        connection.execute(_insert(connection, table).on_conflict_do_nothing(), [dict(row) for row in rows])
+        connection.execute(_insert_new(connection.dialect.name, table), _parameters(rows))
 
 
 def padded(values: Collection[T]) -> list[T]:
@@ -38,10 +39,8 @@ def padded(values: Collection[T]) -> list[T]:
 
 def insert_one_new(connection: Connection, table: Table, row: Mapping[str, Any]) -> int | None:
     """Insert one row and return its id, or None when a unique key already knows it."""
-    made: int | None = connection.execute(
-        _insert(connection, table).values(**row).on_conflict_do_nothing().returning(table.c.id)
-    ).scalar_one_or_none()
-    return made
+    made = insert_many_new(connection, table, [row], table.c.id)
+    return int(made[0].id) if made else None
 
 
 def insert_many_new(
@@ -50,22 +49,19 @@ def insert_many_new(
     """Insert rows in their order and return ``columns`` of those that no unique key knew already."""
     if not rows:
         return []
-    statement = _insert(connection, table).on_conflict_do_nothing().returning(*columns)
-    return connection.execute(statement, [dict(row) for row in rows]).all()
+    return connection.execute(_insert_new(connection.dialect.name, table, columns), _parameters(rows)).all()
 
 
 def upsert(connection: Connection, table: Table, key: Mapping[str, Any], values: Mapping[str, Any]) -> None:
     """Insert a row under ``key``, or set ``values`` on the one that is there."""
-    statement = _insert(connection, table).values(**key, **values)
-    connection.execute(statement.on_conflict_do_update(index_elements=list(key), set_=dict(values)))
+    connection.execute(_upsert(connection.dialect.name, table, tuple(key), tuple(values)), {**key, **values})
 
 
 def upsert_many(connection: Connection, table: Table, key: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Insert rows that all have the same columns, or set these columns where the key is known already."""
     if rows:
-        statement = _insert(connection, table)
-        fresh = {name: statement.excluded[name] for name in rows[0] if name != key}
-        connection.execute(statement.on_conflict_do_update(index_elements=[key], set_=fresh), [dict(row) for row in rows])
+        fresh = tuple(name for name in rows[0] if name != key)
+        connection.execute(_upsert(connection.dialect.name, table, (key,), fresh), _parameters(rows))
 
 
 def locked(connection: Connection, query: Select[Any]) -> Select[Any]:
@@ -73,7 +69,7 @@ def locked(connection: Connection, query: Select[Any]) -> Select[Any]:
 
     SQLite needs nothing: a writing transaction is alone.
     """
-    return query.with_for_update(skip_locked=True) if connection.dialect.name == "postgresql" else query
+    return _locked(query) if connection.dialect.name == "postgresql" else query
 
 
 def serialise(connection: Connection, number: int) -> None:
@@ -82,5 +78,30 @@ def serialise(connection: Connection, number: int) -> None:
         connection.execute(sql("SELECT pg_advisory_xact_lock(:number)"), {"number": number})
 
 
-def _insert(connection: Connection, table: Table) -> postgresql.Insert | sqlite.Insert:
-    return postgresql.insert(table) if connection.dialect.name == "postgresql" else sqlite.insert(table)
+# Made once for each table and set of columns: putting a statement together costs more than running it.
+
+
+@cache
+def _locked(query: Select[Any]) -> Select[Any]:
+    return query.with_for_update(skip_locked=True)
+
+
+@cache
+def _insert_new(dialect: str, table: Table, columns: tuple[Column[Any], ...] = ()) -> Executable:
+    statement = _insert(dialect, table).on_conflict_do_nothing()
+    return statement.returning(*columns) if columns else statement
+
+
+@cache
+def _upsert(dialect: str, table: Table, key: tuple[str, ...], fresh: tuple[str, ...]) -> Executable:
+    statement = _insert(dialect, table)
+    return statement.on_conflict_do_update(index_elements=key, set_={name: statement.excluded[name] for name in fresh})
+
+
+def _insert(dialect: str, table: Table) -> postgresql.Insert | sqlite.Insert:
+    return postgresql.insert(table) if dialect == "postgresql" else sqlite.insert(table)
+
+
+def _parameters(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | list[dict[str, Any]]:
+    """One row by itself spares the driver's way for many."""
+    return dict(rows[0]) if len(rows) == 1 else [dict(row) for row in rows]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import Connection, delete, insert, select
+from sqlalchemy import Connection, bindparam, delete, insert, select
 
 from daemon.store.dialect import padded
 from daemon.store.tables import cases, feedback, records
@@ -49,15 +49,16 @@ def learn(connection: Connection, case_id: int, final: str, *, by: str, now: dat
 
 def labelled(connection: Connection, case_ids: Sequence[int]) -> set[int]:
     """Those of these cases that a person gave a label."""
-    return set(connection.execute(select(feedback.c.case_id).where(feedback.c.case_id.in_(padded(case_ids)))).scalars())
+    return set(connection.execute(_LABELLED, {"cases": padded(case_ids)}).scalars())
+
+
+_LABELLED = select(feedback.c.case_id).where(feedback.c.case_id.in_(bindparam("cases", expanding=True)))
 
 
 def staff_label(connection: Connection, case_id: int) -> str | None:
     """The label that a person gave this case, None when nobody did. It outranks the classifier's."""
-    row = connection.execute(
-        select(feedback.c.final, feedback.c.predicted)
-        .where(feedback.c.case_id == case_id)
-        .order_by(feedback.c.id.desc())
-        .limit(1)
-    ).one_or_none()
-    return str(row.final) if row else None
+    final: str | None = connection.execute(_STAFF_LABEL, {"case": case_id}).scalar_one_or_none()
+    return final
+
+
+_STAFF_LABEL = select(feedback.c.final).where(feedback.c.case_id == bindparam("case")).order_by(feedback.c.id.desc()).limit(1)

@@ -6,7 +6,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, bindparam, func, insert, select, update
+from sqlalchemy import case as sql_case
 
 from daemon.store.dialect import storable
 from daemon.store.tables import cases, folders
@@ -33,17 +34,7 @@ class Folder:
 
 def get(connection: Connection, mailbox: str, folder: str) -> Folder | None:
     """Where a folder stands, None before the first contact."""
-    row = connection.execute(
-        select(
-            folders.c.mailbox,
-            folders.c.folder,
-            folders.c.uidvalidity,
-            folders.c.last_uid,
-            folders.c.baseline_uid,
-            folders.c.review_uid,
-            folders.c.last_success_at,
-        ).where(folders.c.mailbox == mailbox, folders.c.folder == folder)
-    ).one_or_none()
+    row = connection.execute(_GET, {"of_mailbox": mailbox, "of_folder": folder}).one_or_none()
     return Folder(*row) if row else None
 
 
@@ -87,14 +78,11 @@ def unknown_uids(connection: Connection, folder: Folder, uids: Collection[int]) 
     if not wanted:
         return []
     # a range, not a list: lists of every length would each stay behind as a prepared statement
+    within = {"first": wanted[0], "last": wanted[-1]}
     known = set(
         connection.execute(
-            select(cases.c.uid).where(
-                cases.c.mailbox == folder.mailbox,
-                cases.c.folder == folder.folder,
-                cases.c.uidvalidity == folder.uidvalidity,
-                cases.c.uid.between(wanted[0], wanted[-1]),
-            )
+            _KNOWN_UIDS,
+            {"of_mailbox": folder.mailbox, "of_folder": folder.folder, "epoch": folder.uidvalidity, **within},
         ).scalars()
     )
     return [uid for uid in wanted if uid not in known]
@@ -115,11 +103,7 @@ def oldest_uid_to_rescan(connection: Connection, folder: Folder, since: datetime
 
 def succeeded(connection: Connection, mailbox: str, folder: str, *, now: datetime) -> None:
     """The folder was read to its end."""
-    connection.execute(
-        update(folders)
-        .where(folders.c.mailbox == mailbox, folders.c.folder == folder)
-        .values(last_success_at=now, last_error=None, last_error_at=None)
-    )
+    connection.execute(_SUCCEEDED, {"of_mailbox": mailbox, "of_folder": folder, "now": now})
 
 
 def failed(connection: Connection, mailbox: str, folder: str, *, error: str, now: datetime) -> None:
@@ -131,16 +115,37 @@ def failed(connection: Connection, mailbox: str, folder: str, *, error: str, now
     )
 
 
-def advance_cursor(connection: Connection, mailbox: str, folder: str, uidvalidity: int, uids: Sequence[int]) -> None:
+def mail_came(
+    connection: Connection, mailbox: str, folder: str, uidvalidity: int, uids: Sequence[int], *, now: datetime
+) -> None:
     """Move the cursor past these UIDs, never backwards and only in the epoch that they are from."""
-    if uids:
-        connection.execute(
-            update(folders)
-            .where(
-                folders.c.mailbox == mailbox,
-                folders.c.folder == folder,
-                folders.c.uidvalidity == uidvalidity,
-                folders.c.last_uid < max(uids),
-            )
-            .values(last_uid=max(uids))
-        )
+    asked = {"of_mailbox": mailbox, "of_folder": folder, "epoch": uidvalidity}
+    connection.execute(_MAIL_CAME, {**asked, "newest": max(uids), "now": now})
+
+
+# Made once: these run at every look into a folder, and putting a statement together costs more than running it.
+_THIS = (folders.c.mailbox == bindparam("of_mailbox"), folders.c.folder == bindparam("of_folder"))
+_GET = select(
+    folders.c.mailbox,
+    folders.c.folder,
+    folders.c.uidvalidity,
+    folders.c.last_uid,
+    folders.c.baseline_uid,
+    folders.c.review_uid,
+    folders.c.last_success_at,
+).where(*_THIS)
+_KNOWN_UIDS = select(cases.c.uid).where(
+    cases.c.mailbox == bindparam("of_mailbox"),
+    cases.c.folder == bindparam("of_folder"),
+    cases.c.uidvalidity == bindparam("epoch"),
+    cases.c.uid.between(bindparam("first"), bindparam("last")),
+)
+_SUCCEEDED = update(folders).where(*_THIS).values(last_success_at=bindparam("now"), last_error=None, last_error_at=None)
+_MAIL_CAME = (
+    update(folders)
+    .where(*_THIS, folders.c.uidvalidity == bindparam("epoch"))
+    .values(
+        last_uid=sql_case((folders.c.last_uid < bindparam("newest"), bindparam("newest")), else_=folders.c.last_uid),
+        last_mail_at=bindparam("now"),
+    )
+)

@@ -215,24 +215,17 @@ def due(connection: Connection, mailbox: str, *, now: datetime, limit: int = 50)
     kinds = [DeliveryKind.STAFF_NOTICE.value]
     if settings.paused(connection, mailbox) is None:
         kinds.append(DeliveryKind.BUYER_REPLY.value)
-    order = (outbox.c.kind.desc(), outbox.c.not_before, outbox.c.id)
-    # the ids first: what waits is put in order without its bytes
-    first = (
-        select(outbox.c.id)
-        .where(
-            outbox.c.mailbox == mailbox,
-            outbox.c.state == DeliveryState.QUEUED.value,
-            _is_due(now),
-            outbox.c.kind.in_(kinds),
-        )
-        .order_by(*order)
-        .limit(limit)
-    )
-    return _load(connection, outbox.c.id.in_(first), order=order)
+    asked = {"of": mailbox, "kinds": kinds, "most": limit, **_at(now)}
+    return [_delivery(row) for row in connection.execute(_DUE, asked)]
 
 
-def _is_due(now: datetime) -> ColumnElement[bool]:
-    return or_(outbox.c.not_before <= now, outbox.c.updated_at > now + CLOCK_TOLERANCE)
+#: ``not_before`` has come, or the entry was written under a clock that has since been set back.
+_IS_DUE = or_(outbox.c.not_before <= bindparam("now"), outbox.c.updated_at > bindparam("too_far"))
+
+
+def _at(now: datetime) -> dict[str, datetime]:
+    """The parameters of _IS_DUE."""
+    return {"now": now, "too_far": now + CLOCK_TOLERANCE}
 
 
 def outlook(connection: Connection, mailbox: str) -> tuple[datetime | None, datetime | None]:
@@ -259,15 +252,15 @@ _OUTLOOK = select(
 
 def waiting(connection: Connection, mailbox: str, *, now: datetime) -> dict[int, datetime]:
     """Rows that were never tried and must not leave before a moment in the future, as an undo window has it."""
-    rows = connection.execute(
-        select(outbox.c.id, outbox.c.not_before).where(
-            outbox.c.mailbox == mailbox,
-            outbox.c.state == DeliveryState.QUEUED.value,
-            outbox.c.attempts == 0,
-            not_(_is_due(now)),
-        )
-    )
-    return {row.id: row.not_before for row in rows}
+    return {row.id: row.not_before for row in connection.execute(_WAITING, {"of": mailbox, **_at(now)})}
+
+
+_WAITING = select(outbox.c.id, outbox.c.not_before).where(
+    outbox.c.mailbox == bindparam("of"),
+    outbox.c.state == DeliveryState.QUEUED.value,
+    outbox.c.attempts == 0,
+    not_(_IS_DUE),
+)
 
 
 def claim(connection: Connection, delivery_id: int, *, boot_id: str, now: datetime) -> Delivery:
@@ -452,13 +445,7 @@ def recover(connection: Connection, mailbox: str, *, under_way: Collection[int],
 
 def uncertain_due(connection: Connection, mailbox: str, *, now: datetime) -> list[Delivery]:
     """Replies of unknown fate for which evidence wants to be looked for now."""
-    return _load(
-        connection,
-        outbox.c.mailbox == mailbox,
-        outbox.c.state == DeliveryState.UNCERTAIN.value,
-        _is_due(now),
-        order=(outbox.c.not_before,),
-    )
+    return [_delivery(row) for row in connection.execute(_UNCERTAIN_DUE, {"of": mailbox, **_at(now)})]
 
 
 def no_evidence(connection: Connection, delivery_id: int, *, search_minutes: float, now: datetime) -> bool:
@@ -505,11 +492,12 @@ def prove(connection: Connection, mailbox: str, message_ids: Collection[str], *,
 
 def ours(connection: Connection, mailbox: str, message_ids: Collection[str]) -> set[str]:
     """Those of these Message-IDs that are of mail of ours."""
-    return set(
-        connection.execute(
-            select(outbox.c.message_id).where(outbox.c.mailbox == mailbox, outbox.c.message_id.in_(padded(message_ids)))
-        ).scalars()
-    )
+    return set(connection.execute(_OURS, {"of": mailbox, "ids": padded(message_ids)}).scalars())
+
+
+_OURS = select(outbox.c.message_id).where(
+    outbox.c.mailbox == bindparam("of"), outbox.c.message_id.in_(bindparam("ids", expanding=True))
+)
 
 
 def found_in_sent(connection: Connection, delivery_id: int, *, now: datetime) -> bool:
@@ -728,17 +716,8 @@ _OVERTAKEN = select(
 
 def without_copy(connection: Connection, mailbox: str, *, before: datetime, limit: int = 20) -> list[Delivery]:
     """Replies that were accepted before that moment and of which no copy was seen in the Sent folder yet."""
-    return _load(
-        connection,
-        outbox.c.mailbox == mailbox,
-        outbox.c.kind == DeliveryKind.BUYER_REPLY.value,
-        outbox.c.state == DeliveryState.SENT.value,
-        outbox.c.copied_at.is_(None),
-        outbox.c.mime.is_not(None),
-        outbox.c.updated_at < before,
-        order=(outbox.c.id,),
-        limit=limit,
-    )
+    asked = {"of": mailbox, "before": before, "most": limit}
+    return [_delivery(row) for row in connection.execute(_WITHOUT_COPY, asked)]
 
 
 def copied(connection: Connection, delivery_id: int, *, now: datetime) -> None:
@@ -787,6 +766,43 @@ _COLUMNS = (
 _NAMES = tuple(field.name for field in fields(Delivery))
 _ONE = select(*_COLUMNS).where(outbox.c.id == bindparam("delivery"))
 _BEGIN_ATTEMPT = insert(attempts)
+_ORDER = (outbox.c.kind.desc(), outbox.c.not_before, outbox.c.id)
+# the ids first: what waits is put in order without its bytes
+_DUE = (
+    select(*_COLUMNS)
+    .where(
+        outbox.c.id.in_(
+            select(outbox.c.id)
+            .where(
+                outbox.c.mailbox == bindparam("of"),
+                outbox.c.state == DeliveryState.QUEUED.value,
+                _IS_DUE,
+                outbox.c.kind.in_(bindparam("kinds", expanding=True)),
+            )
+            .order_by(*_ORDER)
+            .limit(bindparam("most"))
+        )
+    )
+    .order_by(*_ORDER)
+)
+_UNCERTAIN_DUE = (
+    select(*_COLUMNS)
+    .where(outbox.c.mailbox == bindparam("of"), outbox.c.state == DeliveryState.UNCERTAIN.value, _IS_DUE)
+    .order_by(outbox.c.not_before)
+)
+_WITHOUT_COPY = (
+    select(*_COLUMNS)
+    .where(
+        outbox.c.mailbox == bindparam("of"),
+        outbox.c.kind == DeliveryKind.BUYER_REPLY.value,
+        outbox.c.state == DeliveryState.SENT.value,
+        outbox.c.copied_at.is_(None),
+        outbox.c.mime.is_not(None),
+        outbox.c.updated_at < bindparam("before"),
+    )
+    .order_by(outbox.c.id)
+    .limit(bindparam("most"))
+)
 _OPEN = (
     attempts.c.delivery_id == bindparam("delivery"),
     attempts.c.boot_id == bindparam("boot"),
@@ -800,8 +816,8 @@ _END_ATTEMPT = (
 )
 
 
-def _load(connection: Connection, *where: object, order: Sequence[object] = (), limit: int | None = None) -> list[Delivery]:
-    rows = connection.execute(select(*_COLUMNS).where(*where).order_by(*order).limit(limit))  # type: ignore[arg-type]
+def _load(connection: Connection, *where: object, order: Sequence[object] = ()) -> list[Delivery]:
+    rows = connection.execute(select(*_COLUMNS).where(*where).order_by(*order))  # type: ignore[arg-type]
     return [_delivery(row) for row in rows]
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Connection, delete, select, update
+from sqlalchemy import Connection, bindparam, delete, select, update
 
 from daemon.store.dialect import insert_new
 from daemon.store.tables import ramps
@@ -38,14 +38,19 @@ def take(
     """
     start = {"mailbox": mailbox, "policy_group": group, "live_since": now, "days": 0, "day": _day(now), "replies": 0}
     insert_new(connection, ramps, [start])
-    ours = (ramps.c.mailbox == mailbox) & (ramps.c.policy_group == group)
-    row = connection.execute(select(ramps).where(ours).with_for_update()).one()
+    ours = {"of": mailbox, "group": group}
+    row = connection.execute(_OURS, ours).one()
     days, replies = _today(row.days, row.day, row.replies, now)
     given = min(wanted, max(0, limit(days) - replies))
     if given:
         day = max(row.day, _day(now))  # a clock that is set back earns no new day
-        connection.execute(update(ramps).where(ours).values(days=days, day=day, replies=replies + given))
+        connection.execute(_COUNT, {**ours, "days": days, "day": day, "replies": replies + given})
     return given
+
+
+_THIS = (ramps.c.mailbox == bindparam("of"), ramps.c.policy_group == bindparam("group"))
+_OURS = select(ramps).where(*_THIS).with_for_update()
+_COUNT = update(ramps).where(*_THIS)
 
 
 def forget_others(connection: Connection, mailboxes: Collection[str], live: Callable[[str], bool]) -> list[str]:

@@ -25,7 +25,7 @@ class Pause:
 
 def get(connection: Connection, key: str) -> Any:
     """The value of a setting, None when it was never set."""
-    return connection.execute(select(settings.c.value).where(settings.c.key == key)).scalar_one_or_none()
+    return connection.execute(_GET, {"of": key}).scalar_one_or_none()
 
 
 def put(connection: Connection, key: str, value: Any, *, actor: str, now: datetime) -> None:
@@ -61,6 +61,7 @@ def paused(connection: Connection, mailbox: str | None = None) -> Pause | None:
     return None
 
 
+_GET = select(settings.c.value).where(settings.c.key == bindparam("of"))
 _SET_BY = select(settings.c.key, settings.c.updated_at, settings.c.updated_by).where(
     settings.c.key.in_([bindparam("first"), bindparam("second")])
 )

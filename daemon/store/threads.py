@@ -13,9 +13,9 @@ import hashlib
 from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, bindparam, select
 
-from daemon.store.dialect import insert_new, padded
+from daemon.store.dialect import insert_many_new, insert_new, padded
 from daemon.store.tables import thread_keys, threads
 
 #: Stands in for the correspondent of a key that the marketplace vouches for.
@@ -28,21 +28,25 @@ def join(connection: Connection, mailbox: str, *, correspondent: str, keys: Sequ
     leading = known(connection, mailbox, found)
     thread_id = next((leading[digest] for digest in found if digest in leading), None)
     if thread_id is None:
-        thread_id = connection.execute(
-            insert(threads).values(mailbox=mailbox, created_at=now).returning(threads.c.id)
-        ).scalar_one()
+        [thread_id] = make(connection, mailbox, 1, now=now)
     _store(connection, mailbox, thread_id, found)
     return thread_id
 
 
 def known(connection: Connection, mailbox: str, digests: Collection[str]) -> dict[str, int]:
     """The threads that keys of these digests lead to."""
-    rows = connection.execute(
-        select(thread_keys.c.key, thread_keys.c.thread_id).where(
-            thread_keys.c.mailbox == mailbox, thread_keys.c.key.in_(padded(digests))
-        )
-    )
-    return {row.key: row.thread_id for row in rows}
+    return {row.key: row.thread_id for row in connection.execute(_KNOWN, {"of": mailbox, "keys": padded(digests)})}
+
+
+_KNOWN = select(thread_keys.c.key, thread_keys.c.thread_id).where(
+    thread_keys.c.mailbox == bindparam("of"), thread_keys.c.key.in_(bindparam("keys", expanding=True))
+)
+
+
+def make(connection: Connection, mailbox: str, count: int, *, now: datetime) -> Sequence[int]:
+    """The ids of as many new threads."""
+    made = insert_many_new(connection, threads, [{"mailbox": mailbox, "created_at": now}] * count, threads.c.id)
+    return [row.id for row in made]
 
 
 def add_keys(connection: Connection, mailbox: str, thread_id: int, *, correspondent: str, keys: Iterable[str]) -> None:

@@ -79,8 +79,9 @@ def _cursor_before_store() -> None:
     real = Ingest._fetch
 
     async def fetch(self: Any, place: Any, batch: Any) -> Any:
-        uids = [m.uid for m in batch]
-        await self._database.write(lambda c: folders.advance_cursor(c, self.mailbox, place.folder, place.uidvalidity, uids))
+        uids, now = [m.uid for m in batch], self.clock.now()
+        where = (self.mailbox, place.folder, place.uidvalidity)
+        await self._database.write(lambda c: folders.mail_came(c, *where, uids, now=now))
         return await real(self, place, batch)
 
     async def nothing_old(self: Any, place: Any, newest: int) -> list[int]:
