@@ -27,11 +27,11 @@ from daemon import resources
 from daemon.clock import Clock, SystemClock
 from daemon.config import Config, MailboxConfig, RunMode
 from daemon.edges.credentials import database_password, sign_in, token_states
-from daemon.edges.http import WatchServer, post_json
 from daemon.edges.imap import Imap
 from daemon.edges.orders.opening import open_orders
 from daemon.edges.smtp import Smtp
 from daemon.edges.systemd import Notifier, watchdog_seconds
+from daemon.edges.webhook import post_json
 from daemon.edges.workers import WorkerFailure
 from daemon.errors import ConfigError, NeedsHuman, PostsaleError, Transient
 from daemon.judge import Judge, live_stamp
@@ -40,7 +40,6 @@ from daemon.loops.care import Care
 from daemon.loops.deliver import Deliver
 from daemon.loops.ingest import Ingest
 from daemon.loops.loop import Loop
-from daemon.loops.metrics import Metrics
 from daemon.loops.profiles import profile, profiles
 from daemon.loops.recheck import OrderRows, Recheck
 from daemon.loops.rescore import rescore
@@ -235,6 +234,10 @@ class App:
         self.senders = [self._deliver(mailbox, recheck) for mailbox in config.mailboxes]
         self.loops = [*self.ingests, self.advance, *self.senders, self.upkeep]
         if config.http.listen:
+            # here, since few set-ups are watched in this way
+            from daemon.edges.http import WatchServer
+            from daemon.loops.metrics import Metrics
+
             metrics = Metrics(database, clock, lambda: self.loops)
             self.watch_server = WatchServer(config.http.listen, metrics=metrics.text, health=self._health)
             self._stack.callback(self.watch_server.close)

@@ -30,8 +30,6 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import parse_qs, urlencode, urlsplit
 
-import httpx
-
 from daemon import log
 from daemon.config import Config, Credential, MailboxConfig, credentials_directory
 from daemon.errors import ConfigError, NeedsHuman, PostsaleError, Transient
@@ -423,6 +421,8 @@ def post_form(url: str, fields: Mapping[str, str]) -> dict[str, Any]:
 
     Raises Transient when the server is down or talks no JSON.
     """
+    import httpx  # here, since few set-ups sign in with tokens
+
     parts = urlsplit(url)
     if parts.scheme != "https" and parts.hostname not in {"127.0.0.1", "localhost", "::1"}:
         raise PostsaleError("a token address must be https")

@@ -61,10 +61,3 @@ class WatchServer:
         self._server.shutdown()
         self._thread.join(timeout=5)
         self._server.server_close()
-
-
-def post_json(url: str, content: Mapping[str, Any]) -> None:
-    """Tell a webhook; raises httpx.HTTPError when it does not take it."""
-    import httpx  # here, since few set-ups have a webhook
-
-    httpx.post(url, json=dict(content), timeout=10, follow_redirects=False).raise_for_status()

@@ -16,7 +16,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from psycopg.conninfo import make_conninfo
 from sqlalchemy import Connection, inspect, select, text, update
 
 from daemon.errors import PostsaleError
@@ -98,6 +97,8 @@ def restored_at(connection: Connection) -> datetime | None:
 
 def _run(database: Database, program: str, *arguments: str) -> None:
     """Run one of PostgreSQL's programs on the database; raises PostsaleError with its own words when it fails."""
+    from psycopg.conninfo import make_conninfo  # here, since the service itself only looks whether it was restored
+
     path = shutil.which(program)
     if path is None:
         raise PostsaleError(f"{program} is not installed; on Debian: apt-get install postgresql-client")

@@ -9,16 +9,18 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote, urlsplit
 
-import httpx
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from daemon.edges.orders import formats, values
 from daemon.errors import ConfigError, Permanent, Transient
+
+if TYPE_CHECKING:
+    import httpx
 
 MAX_ANSWER_BYTES = 1_000_000
 MAX_ROWS = 200
@@ -114,6 +116,8 @@ class HttpOrders:
         monotonic: Callable[[], float] = time.monotonic,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
+        import httpx  # here as below, since few set-ups have an endpoint
+
         self.name, self.shop = "http", shop
         if "{order_id}" not in url:
             raise ConfigError(
@@ -149,6 +153,8 @@ class HttpOrders:
         await self._client.aclose()
 
     async def _get(self, order_id: str) -> Any:
+        import httpx
+
         url = self._url.replace("{order_id}", quote(order_id, safe=""))
         try:
             async with asyncio.timeout(self._timeout), self._client.stream("GET", url) as answer:

@@ -12,8 +12,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from charset_normalizer import from_bytes
-
 from daemon.edges.orders import formats, values
 from daemon.errors import Permanent
 
@@ -90,6 +88,8 @@ def _legacy(sample: bytes) -> str:
     kana = sum(sample.count(bytes([lead])) for lead in (0x82, 0x83))
     if kana * 6 > sum(b >= 0x80 for b in sample) and _decodes(sample, "cp932"):
         return "cp932"
+    from charset_normalizer import from_bytes  # here, since few reports come so far
+
     best = from_bytes(sample, cp_isolation=["cp1252", "cp932", "gb18030", "big5"]).best()
     return best.encoding if best is not None else "cp1252"
 
