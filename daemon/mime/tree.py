@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import binascii
 import re
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
@@ -17,20 +18,24 @@ _MOST_LINES: Final = 20_000  # of base64 looked at one by one
 _NOT_BASE64_LINE: Final = re.compile(rb"[^A-Za-z0-9+/=\s]")
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, weakref_slot=True)
 class Part:
-    """One node of the tree. ``body`` is still transfer-encoded."""
+    """One node of the tree, which lives as long as its root is held. ``body`` is still transfer-encoded."""
 
     fields: Fields
     type: str
     params: dict[str, str]
     body: bytes
     depth: int
-    parent: Part | None = None
+    _parent: weakref.ref[Part] | None = None  # weak, or each tree would keep its bytes until the collector comes by
     children: list[Part] = field(default_factory=list)
     preamble: bytes = b""
     epilogue: bytes = b""
     declared: bool = True  # it has a Content-Type field of its own that makes sense
+
+    @property
+    def parent(self) -> Part | None:
+        return None if self._parent is None else self._parent()
 
     @property
     def disposition(self) -> tuple[str, dict[str, str]]:
@@ -94,7 +99,8 @@ def _open(data: bytes, depth: int, parent: Part | None, default: str, defects: s
         kind = word or default
     else:
         kind = word
-    return Part(fields, kind, params, body, depth, parent, declared=declared)
+    above = None if parent is None else weakref.ref(parent)
+    return Part(fields, kind, params, body, depth, above, declared=declared)
 
 
 def _mended_type(word: str, raw: str) -> str:
