@@ -173,7 +173,7 @@ class App:
         self.orders = open_orders(config.orders, OrderShelf(database), progress=_loading_report, on_report=_report_loaded)
         self._stack.push_async_callback(self.orders.close)
         known, stale_after = profiles(config), timedelta(hours=config.orders.stale_after_hours)
-        recheck = Recheck(database=database, clock=clock, lookup=self._lookup, stale_after=stale_after)
+        recheck = Recheck(clock=clock, lookup=self._lookup, stale_after=stale_after)
         desk = Desk(
             database=database,
             config=config,

@@ -31,6 +31,7 @@ from daemon.loops.account import AFTER_THE_WATCHER, Account, SignInTrouble
 from daemon.loops.loop import Loop, Pace
 from daemon.steps import frozen
 from daemon.store import outbox
+from daemon.store.agenda import Agenda, agenda
 from daemon.store.db import Database
 from daemon.store.locks import Lock
 from daemon.store.outbox import Delivery
@@ -61,9 +62,9 @@ Reply = tuple[int, int]
 
 
 class Recheck(Protocol):
-    """Looks at the orders of these replies again: why, for each reply that no longer holds."""
+    """Looks at the orders of replies again, of which this was assumed: why, for each reply that no longer holds."""
 
-    def __call__(self, replies: Sequence[Reply]) -> Awaitable[Mapping[Reply, str]]: ...
+    def __call__(self, assumed: Mapping[Reply, Mapping[str, Any] | None]) -> Awaitable[Mapping[Reply, str]]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +144,8 @@ class Deliver(Loop):
         self._stopping = False
         self._looking = asyncio.Lock()
         self._looked: dict[Reply, tuple[float, str | None]] = {}  # when an order was looked at, and what was wrong
+        self._assumed: Mapping[Reply, Mapping[str, Any] | None] = {}  # about orders, by the replies that are due
+        self._room = 0  # replies that the hour still lets out for sure; nobody else sends from this mailbox
 
     # ------------------------------------------------------------------ life
 
@@ -190,15 +193,16 @@ class Deliver(Loop):
             if not self._recovered:
                 await self._recover()
             now = self.clock.now()
-            newest, next_due = await self._database.read(lambda c: outbox.outlook(c, self.mailbox))
-            if self._clock_was_set_back(now, newest):
+            limit = self._max_connections * ROWS_PER_CONNECTION if self._may_send() else 0
+            wanted = await self._database.read(lambda c: agenda(c, self.mailbox, now=now, limit=limit))
+            if self._clock_was_set_back(now, wanted.newest):
                 return Pace(0, 30)
-            if next_due is None:  # as it is most of the time, with many mailboxes
+            if wanted.next_due is None:
                 return Pace(await self._copy_to_sent(now))
-            done = await self._look_for_evidence(now)
+            done = await self._look_for_evidence(wanted.uncertain, now)
             done += await self._copy_to_sent(now)
-            done += await self._send_due(now)
-            return Pace(done, await self._until_next())
+            done += await self._send_due(wanted, now)
+            return Pace(done, None if done else await self._until_next())
         except Transient as error:
             self._recovered = False  # a commit whose answer was lost may have claimed a row that nobody sends
             _logger.warning("delivery.postponed", mailbox=self.mailbox, problem=str(error))
@@ -232,18 +236,21 @@ class Deliver(Loop):
 
     # ------------------------------------------------------------------ sending
 
-    async def _send_due(self, now: datetime) -> int:
-        if self._stopping or self.clock.monotonic() < self._try_at:
+    def _may_send(self) -> bool:
+        return not self._stopping and self.clock.monotonic() >= self._try_at
+
+    async def _send_due(self, wanted: Agenda, now: datetime) -> int:
+        if not self._may_send():
             return 0
-        self._remember_windows(await self._database.read(lambda c: outbox.waiting(c, self.mailbox, now=now)), now)
-        limit = self._max_connections * ROWS_PER_CONNECTION
-        rows = deque(await self._database.read(lambda c: outbox.due(c, self.mailbox, now=now, limit=limit)))
+        self._remember_windows(wanted.waiting, now)
+        rows, self._assumed = deque(wanted.due), wanted.assumed
+        self._room = self._caps.per_hour - wanted.left_in_hour
         done = 0
 
         async def serve() -> None:
             """One connection's worth of work: what is next, as long as there is any."""
             nonlocal done
-            while rows and not self._stopping and self.clock.monotonic() >= self._try_at:
+            while rows and self._may_send():
                 attempt = await self._begin(rows.popleft(), rows)
                 if attempt is not None:
                     done += 1
@@ -257,7 +264,7 @@ class Deliver(Loop):
                 raise error
         return done
 
-    def _remember_windows(self, waiting: dict[int, datetime], now: datetime) -> None:
+    def _remember_windows(self, waiting: Mapping[int, datetime], now: datetime) -> None:
         """A wall clock that jumps forward must not end an undo window early."""
         for delivery_id, not_before in waiting.items():
             self._not_before.setdefault(delivery_id, self.clock.monotonic() + (not_before - now).total_seconds())
@@ -286,10 +293,10 @@ class Deliver(Loop):
                 near = [(n.case_id, n.revision) for n in islice(next_rows, LOOK_AHEAD)]
                 some = [reply, *((case, revision) for case, revision in near if case is not None and revision is not None)]
                 try:
-                    found = await self._recheck(some)
+                    found = await self._recheck({r: self._assumed[r] for r in some})
                 except Transient:  # an order that cannot be asked about holds up nobody else's reply
                     some = [reply]
-                    found = await self._recheck(some)
+                    found = await self._recheck({reply: self._assumed[reply]})
                 now = self.clock.monotonic()
                 self._looked |= {r: (now, found.get(r)) for r in some}
             return self._looked.pop(reply)[1]
@@ -327,7 +334,9 @@ class Deliver(Loop):
                 return None
             verdict = found or last
         if verdict is None:
-            return outbox.claim(connection, row.id, boot_id=self._boot_id, now=now)
+            claimed = outbox.claim(connection, row.id, boot_id=self._boot_id, now=now)
+            self._room -= row.kind is DeliveryKind.BUYER_REPLY
+            return claimed
         if row.kind is DeliveryKind.STAFF_NOTICE:
             # a notice that is not as it was built is a bug, and nobody is waiting for its answer
             outbox.discard(connection, row.id, reason=verdict.reason, now=now)
@@ -338,9 +347,10 @@ class Deliver(Loop):
     def _ground(self, connection: Connection, row: Delivery, now: datetime) -> datetime | _Verdict | None:
         """What the store knows against a reply: it has to wait until a moment, or to be taken back."""
         caps = self._caps
-        lately, oldest = outbox.left_in_hour(connection, row, now=now)
-        if lately >= caps.per_hour:
-            return max((oldest or now) + timedelta(hours=1), now + timedelta(minutes=1))
+        if self._room <= 0:
+            lately, oldest = outbox.left_in_hour(connection, row.mailbox, besides=row.id, now=now)
+            if lately >= caps.per_hour:
+                return max((oldest or now) + timedelta(hours=1), now + timedelta(minutes=1))
         if row.automatic:  # what a person wants to go may go
             traffic = outbox.traffic(connection, row, now=now)
             if traffic.automatic_recipient_day >= caps.auto_per_address_day or traffic.recipient_day >= caps.per_address_day:
@@ -455,8 +465,7 @@ class Deliver(Loop):
 
     # ------------------------------------------------------------------ unknown fate, and copies
 
-    async def _look_for_evidence(self, now: datetime) -> int:
-        rows = await self._database.read(lambda c: outbox.uncertain_due(c, self.mailbox, now=now))
+    async def _look_for_evidence(self, rows: Sequence[Delivery], now: datetime) -> int:
         for row in rows:
             if self._stopping:
                 break

@@ -8,8 +8,6 @@ from typing import Any
 
 from daemon.clock import Clock
 from daemon.steps import enrich
-from daemon.store import drafts
-from daemon.store.db import Database
 from daemon.vocab import OrderId
 
 OrderRows = Mapping[OrderId, Sequence[Mapping[str, Any]]]
@@ -25,19 +23,16 @@ class Recheck:
     def __init__(
         self,
         *,
-        database: Database,
         clock: Clock,
         lookup: Callable[[Sequence[OrderId]], Awaitable[OrderRows]],
         stale_after: timedelta,
     ) -> None:
-        self._db = database
         self._clock = clock
         self._lookup = lookup
         self._stale_after = stale_after
 
-    async def __call__(self, replies: Sequence[Reply]) -> dict[Reply, str]:
+    async def __call__(self, assumed: Mapping[Reply, Mapping[str, Any] | None]) -> dict[Reply, str]:
         """``order_changed`` for each reply whose order is no longer what its draft took for granted."""
-        assumed = await self._db.read(lambda c: {reply: drafts.order_state(c, *reply) for reply in replies})
         orders = {r: OrderId(a["order_id"], a["shop"], "record") for r, a in assumed.items() if a is not None}
         rows = await self._lookup(list(dict.fromkeys(orders.values()))) if orders else {}
         now = self._clock.now()

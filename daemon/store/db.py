@@ -26,7 +26,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event
-from sqlalchemy.engine import URL, NestedTransaction, RootTransaction, make_url
+from sqlalchemy.engine import URL, RootTransaction, make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import NullPool, QueuePool
@@ -56,8 +56,11 @@ class DatabaseClosed(Transient):
 
 @dataclass(slots=True)
 class _Unit:
+    """A unit of work and who waits for it: a plain thread, or a task of the loop."""
+
     work: Callable[[Connection], Any]
-    done: Future[Any]
+    done: Future[Any] | asyncio.Future[Any]
+    loop: asyncio.AbstractEventLoop | None = None
 
 
 class Database:
@@ -91,10 +94,11 @@ class Database:
 
         Cancelling the caller does not cancel the unit.
         """
-        asked = asyncio.wrap_future(self._submit(work))
+        loop = asyncio.get_running_loop()
+        asked: asyncio.Future[T] = loop.create_future()
         asked.add_done_callback(_heard)
-        value: T = await asyncio.shield(asked)
-        return value
+        self._submit(_Unit(work, asked, loop))
+        return await asyncio.shield(asked)
 
     async def read(self, work: Callable[[Connection], T]) -> T:
         """Run a function that only reads, in a reader thread."""
@@ -103,8 +107,9 @@ class Database:
 
     def write_now(self, work: Callable[[Connection], T]) -> T:
         """As write, for a plain thread. Not for the event loop."""
-        value: T = self._submit(work).result()
-        return value
+        done: Future[T] = Future()
+        self._submit(_Unit(work, done))
+        return done.result()
 
     def read_now(self, work: Callable[[Connection], T]) -> T:
         """As read, for a plain thread. Not for the event loop."""
@@ -138,16 +143,14 @@ class Database:
 
     # ------------------------------------------------------------------ the writer
 
-    def _submit(self, work: Callable[[Connection], Any]) -> Future[Any]:
-        done: Future[Any] = Future()
+    def _submit(self, unit: _Unit) -> None:
         with self._start_guard:
             if self._closed:
                 raise DatabaseClosed("the database is closed")
             if self._writer is None:
                 self._writer = threading.Thread(target=self._run_writer, name="postsale-write", daemon=True)
                 self._writer.start()
-            self._queue.put(_Unit(work, done))
-        return done
+            self._queue.put(unit)
 
     def _run_writer(self) -> None:
         connection: Connection | None = None
@@ -168,7 +171,6 @@ class Database:
                         stopping = True
                         break
                     group.append(unit)
-            group = [u for u in group if u.done.set_running_or_notify_cancel()]
             if group:
                 self._busy_since = time.monotonic()
                 connection = self._commit(connection, group)
@@ -193,17 +195,14 @@ class Database:
                         raise lost.cause from lost
                     connection, outcomes = self._run(None, group)
         except _LostBeforeCommit as lost:
-            _fail(group, _as_transient(lost.cause))
-            return None
+            failed: BaseException = _as_transient(lost.cause)
         except BaseException as error:  # noqa: BLE001 - whatever it was, every waiting caller hears of it
-            _fail(group, error)
-            return None
-        for unit, value, failure in outcomes:
-            if failure is not None:
-                unit.done.set_exception(failure)
-            else:
-                unit.done.set_result(value)
-        return connection
+            failed = error
+        else:
+            _tell(outcomes)
+            return connection
+        _tell([(unit, None, failed) for unit in group])
+        return None
 
     def _run(self, connection: Connection | None, group: list[_Unit]) -> tuple[Connection, list[_Outcome]]:
         if connection is None:
@@ -214,7 +213,7 @@ class Database:
                 if len(group) == 1:  # the transaction is its savepoint
                     outcomes = [_run_within(transaction, connection, group[0])]
                 else:
-                    outcomes = [_run_within(connection.begin_nested(), connection, unit) for unit in group]
+                    outcomes = [_run_within(_Savepoint(connection), connection, unit) for unit in group]
             except DBAPIError as error:
                 raise _LostBeforeCommit(error) from error
             if transaction.is_active:
@@ -250,9 +249,47 @@ class _LostBeforeCommit(Exception):
         self.cause = cause
 
 
-def _fail(group: list[_Unit], error: BaseException) -> None:
-    for unit in group:
-        unit.done.set_exception(error)
+class _Savepoint:
+    """Where one unit of a group began. As Connection.begin_nested, at a fifth of its cost."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        connection.exec_driver_sql("SAVEPOINT unit")
+
+    def commit(self) -> None:
+        self._connection.exec_driver_sql("RELEASE SAVEPOINT unit")
+
+    def rollback(self) -> None:
+        self._connection.exec_driver_sql("ROLLBACK TO SAVEPOINT unit")
+        self.commit()
+
+
+def _tell(outcomes: Sequence[_Outcome]) -> None:
+    """Let everybody hear how their unit ended; tasks of a loop all at once, since each call into it costs a wake-up."""
+    of_loops: dict[asyncio.AbstractEventLoop, list[_Outcome]] = {}
+    for outcome in outcomes:
+        if outcome[0].loop is None:
+            _settle(outcome)
+        else:
+            of_loops.setdefault(outcome[0].loop, []).append(outcome)
+    for loop, heard in of_loops.items():
+        with suppress(RuntimeError):  # a loop that is closed has nobody left who waits
+            loop.call_soon_threadsafe(_settle_all, heard)
+
+
+def _settle_all(outcomes: Sequence[_Outcome]) -> None:
+    for outcome in outcomes:
+        _settle(outcome)
+
+
+def _settle(outcome: _Outcome) -> None:
+    unit, value, failure = outcome
+    if unit.done.done():  # its loop is being torn down and has cancelled everything
+        return
+    if failure is not None:
+        unit.done.set_exception(failure)
+    else:
+        unit.done.set_result(value)
 
 
 def _heard(done: asyncio.Future[Any]) -> None:
@@ -288,11 +325,11 @@ def _flock(handle: int) -> None:
             return
 
 
-def _run_within(point: RootTransaction | NestedTransaction, connection: Connection, unit: _Unit) -> _Outcome:
+def _run_within(point: RootTransaction | _Savepoint, connection: Connection, unit: _Unit) -> _Outcome:
     """Run a unit; what it wrote is taken back to ``point`` when it raises."""
     try:
         value = unit.work(connection)
-        if isinstance(point, NestedTransaction):
+        if isinstance(point, _Savepoint):
             point.commit()
     except Exception as error:
         if isinstance(error, DBAPIError) and error.connection_invalidated:

@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, bindparam, insert, select, update
 
 from daemon.store import outbox
+from daemon.store.dialect import padded
 from daemon.store.tables import cases, drafts
 from daemon.store.transitions import StaleMove, move_case
 from daemon.vocab import CaseState, DraftState
@@ -92,16 +93,19 @@ def load(connection: Connection, case_id: int, revision: int | None = None) -> R
     return connection.execute(query).one_or_none()
 
 
-def order_state(connection: Connection, case_id: int, revision: int) -> dict[str, Any] | None:
-    """What a revision took for granted about its order, None when it rests on none."""
-    found: dict[str, Any] | None = connection.execute(
-        _ORDER_STATE, {"case": case_id, "revision": revision}
-    ).scalar_one_or_none()
-    return found
+def order_states(
+    connection: Connection, revisions: Sequence[tuple[int, int]]
+) -> dict[tuple[int, int], Mapping[str, Any] | None]:
+    """What these revisions (case, number) took for granted about their orders, None for one that rests on none."""
+    if not revisions:
+        return {}
+    rows = connection.execute(_ORDER_STATES, {"cases": padded([case_id for case_id, _ in revisions])})
+    found = {(row.case_id, row.revision): row.order_state for row in rows}
+    return {revision: found.get(revision) for revision in revisions}
 
 
-_ORDER_STATE = select(drafts.c.order_state).where(
-    drafts.c.case_id == bindparam("case"), drafts.c.revision == bindparam("revision")
+_ORDER_STATES = select(drafts.c.case_id, drafts.c.revision, drafts.c.order_state).where(
+    drafts.c.case_id.in_(bindparam("cases", expanding=True))
 )
 
 

@@ -608,9 +608,11 @@ def _bounced_row(
 # --------------------------------------------------------------------------- the ground under a reply
 
 
-def left_in_hour(connection: Connection, row: Delivery, *, now: datetime) -> tuple[int, datetime | None]:
-    """How many other replies of the mailbox were let out in the last hour, and when the first of them was."""
-    asked = {"mailbox": row.mailbox, "delivery": row.id, "hour": now - timedelta(hours=1)}
+def left_in_hour(
+    connection: Connection, mailbox: str, *, now: datetime, besides: int | None = None
+) -> tuple[int, datetime | None]:
+    """How many replies of the mailbox, ``besides`` this delivery, left in the last hour, and when the first of them did."""
+    asked = {"mailbox": mailbox, "delivery": besides or 0, "hour": now - timedelta(hours=1)}
     found = connection.execute(_LEFT_IN_HOUR, asked).one()
     return found.left + found.claimed, found.oldest
 

@@ -345,7 +345,7 @@ def test_traffic_counts_what_left_and_nothing_else(database: Database, now: date
 
     def look(minutes: int) -> tuple[int, int, int]:
         moment = now + timedelta(minutes=minutes)
-        left, _ = database.read_now(lambda c: outbox.left_in_hour(c, row, now=moment))
+        left, _ = database.read_now(lambda c: outbox.left_in_hour(c, row.mailbox, besides=row.id, now=moment))
         seen = database.read_now(lambda c: outbox.traffic(c, row, now=moment))
         return left, seen.recipient_day, seen.automatic_recipient_day
 

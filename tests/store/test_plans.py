@@ -90,7 +90,7 @@ def test_the_last_look_at_a_reply_goes_by_its_thread_its_writer_and_the_last_hou
     )
 
     def work(c: Connection) -> None:
-        outbox.left_in_hour(c, row, now=NOW)
+        outbox.left_in_hour(c, row.mailbox, besides=row.id, now=NOW)
         outbox.traffic(c, row, now=NOW)
         outbox.overtaken(c, row)
 
