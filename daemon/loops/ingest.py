@@ -41,6 +41,8 @@ RESCAN_REACH = timedelta(days=3)
 #: Tries after which a message that the server does not give out is stored as far as it could be had.
 FETCH_TRIES = 3
 IDLE_SLICE_SECONDS = 60.0
+#: How often at most it is written down that a folder was read to its end.
+NOTE_EVERY_SECONDS = 20.0
 #: IDLE failures in a row after which polling has to do, until the next connection that holds.
 IDLE_TRIES = 3
 LOCK_RETRY_SECONDS = 5.0
@@ -82,6 +84,7 @@ class Ingest(Loop):
         self._lock = Lock(database, f"watch.{mailbox}")
         self._opened: Opened | None = None
         self._rescanned_at: float | None = None
+        self._noted_at: float | None = None  # when it was last written down that all is well
         self._failures = 0
         self._idle_failures = 0
         self._try_at = 0.0  # monotonic; no connection is tried before
@@ -149,7 +152,7 @@ class Ingest(Loop):
         if wait > 0:
             return Pace(0, wait)
         try:
-            if not await asyncio.to_thread(self._lock.acquire):
+            if not self._lock.kept and not await asyncio.to_thread(self._lock.acquire):
                 return Pace(0, LOCK_RETRY_SECONDS)
             if self._tried and not self._imap.connected and (closed := await self._account.closed(self.clock.now())):
                 return Pace(0, closed.total_seconds())
@@ -178,8 +181,14 @@ class Ingest(Loop):
         taken = await self._take(place, await self._database.read(lambda c: folders.unknown_uids(c, place, uids)))
         if rescan:
             self._rescanned_at = self.clock.monotonic()
-        await self._database.write(lambda c: folders.succeeded(c, self.mailbox, self._server.folder, now=self.clock.now()))
+        await self._note_success()
         return taken
+
+    async def _note_success(self) -> None:
+        """Write down that the folder was read to its end; not at each look, for that would be most of what is written."""
+        if self._noted_at is None or self.clock.monotonic() - self._noted_at >= NOTE_EVERY_SECONDS:
+            await self._database.write(lambda c: folders.succeeded(c, self.mailbox, self._server.folder, now=self.clock.now()))
+            self._noted_at = self.clock.monotonic()
 
     async def _place(self, opened: Opened) -> Folder:
         known = await self._database.read(lambda c: folders.get(c, self.mailbox, self._server.folder))
@@ -318,6 +327,7 @@ class Ingest(Loop):
         """Write the failure down and say how long to wait."""
         await self._imap.drop()
         self._opened = None
+        self._noted_at = None
         self._failures += 1
         wait = backoff(RECONNECT_BACKOFF_SECONDS, self._failures)
         turned_away = isinstance(error, SignInTrouble) and not isinstance(error, FolderMissing)

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, delete, insert, select, tuple_, update
+from sqlalchemy import Connection, bindparam, delete, insert, select, tuple_, update
 
 from daemon.store.db import Database
+from daemon.store.dialect import padded
 from daemon.store.tables import orders, reports
 
 #: Keys of one SELECT; three parameters each, under every database's limit.
@@ -64,11 +65,20 @@ def _save_some(connection: Connection, grouped: dict[tuple[str, str, str], list[
 def rows_of(connection: Connection, keys: Sequence[Key]) -> dict[Key, list[dict[str, Any]]]:
     """Every kept fact row of these orders."""
     found: dict[Key, list[dict[str, Any]]] = {k: [] for k in keys}
-    for start in range(0, len(keys), _KEYS_AT_ONCE):
-        some = list(keys[start : start + _KEYS_AT_ONCE])
-        for row in connection.execute(select(orders).where(tuple_(orders.c.shop, orders.c.order_id).in_(some))):
-            found[row.shop, row.order_id].extend(row.facts["rows"])
+    ids_of: dict[str, list[str]] = {}
+    for shop, order_id in found:
+        ids_of.setdefault(shop, []).append(order_id)
+    for shop, ids in ids_of.items():
+        for start in range(0, len(ids), _KEYS_AT_ONCE):
+            asked = {"of": shop, "ids": padded(ids[start : start + _KEYS_AT_ONCE])}
+            for row in connection.execute(_ROWS_OF, asked):
+                found[shop, row.order_id].extend(row.facts["rows"])
     return found
+
+
+_ROWS_OF = select(orders.c.order_id, orders.c.facts).where(
+    orders.c.shop == bindparam("of"), orders.c.order_id.in_(bindparam("ids", expanding=True))
+)
 
 
 def record_report(connection: Connection, report: dict[str, Any]) -> None:
