@@ -224,6 +224,8 @@ class _Nursery:
         self._pipe, other = multiprocessing.Pipe()
         # A child of a process with threads may inherit locks that nobody will ever release.
         start = ForkProcess if threading.active_count() == 1 else SpawnProcess
+        if start is ForkProcess:
+            gc.freeze()  # or a collection in either process would write to, and so double, every page they share
         self._process = start(target=_tend, args=(other, plan), name="postsale-nursery", daemon=True)
         self._process.start()
         other.close()
