@@ -477,14 +477,10 @@ def prove(connection: Connection, mailbox: str, message_ids: Collection[str], *,
     named = [m for m in message_ids if _MESSAGE_ID.match(m)]
     if not named:
         return []
-    waiting = [DeliveryState.UNCERTAIN.value, DeliveryState.NEEDS_HUMAN.value, DeliveryState.QUEUED.value]
-    rows = _load(
-        connection,
-        outbox.c.mailbox == mailbox,
-        outbox.c.message_id.in_(named),
-        outbox.c.state.in_(waiting),
-        outbox.c.transmitted_at.is_not(None),
-    )
+    waiting = (*_UNKNOWN_FATE, DeliveryState.QUEUED)
+    # asked for by their names alone: for more than a few, SQLite would go by the mailbox through everything it ever sent
+    rows = _load(connection, outbox.c.message_id.in_(named), outbox.c.transmitted_at.is_not(None))
+    rows = [row for row in rows if row.mailbox == mailbox and row.state in waiting]
     for row in rows:
         _prove(connection, row, "named_by_inbound", now)
     return [row.id for row in rows]
@@ -492,12 +488,11 @@ def prove(connection: Connection, mailbox: str, message_ids: Collection[str], *,
 
 def ours(connection: Connection, mailbox: str, message_ids: Collection[str]) -> set[str]:
     """Those of these Message-IDs that are of mail of ours."""
-    return set(connection.execute(_OURS, {"of": mailbox, "ids": padded(message_ids)}).scalars())
+    return {row.message_id for row in connection.execute(_NAMED, {"ids": padded(message_ids)}) if row.mailbox == mailbox}
 
 
-_OURS = select(outbox.c.message_id).where(
-    outbox.c.mailbox == bindparam("of"), outbox.c.message_id.in_(bindparam("ids", expanding=True))
-)
+#: Without the mailbox, by which SQLite would go through everything it ever sent.
+_NAMED = select(outbox.c.message_id, outbox.c.mailbox).where(outbox.c.message_id.in_(bindparam("ids", expanding=True)))
 
 
 def found_in_sent(connection: Connection, delivery_id: int, *, now: datetime) -> bool:

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pytest
 from sqlalchemy import Connection, event
 
 from daemon.store import cases, outbox, requests
@@ -123,3 +124,17 @@ def test_a_round_of_upkeep_goes_by_what_is_open(tmp_path: Path) -> None:
     for step in plans:
         if "SEARCH cases" in step:
             assert "ix_cases_state_due (state=?" in step or "rowid=?" in step, step
+
+
+@pytest.mark.parametrize("number", [1, 2, 4, 16, 64])
+def test_mail_of_ours_is_found_by_its_names_however_many_they_are(tmp_path: Path, number: int) -> None:
+    names = [f"<{n}@example.test>" for n in range(number)]
+
+    def work(c: Connection) -> None:
+        outbox.ours(c, "shop", names)
+        outbox.prove(c, "shop", names, now=NOW)
+
+    _, plans = _asked_by(tmp_path, work)
+    assert {step for step in plans if "outbox" in step} == {
+        "SEARCH outbox USING INDEX sqlite_autoindex_outbox_2 (message_id=?)"
+    }
