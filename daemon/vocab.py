@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
 from operator import attrgetter
@@ -310,6 +310,10 @@ class History(Value):
     templates_used_in_thread: tuple[str, ...] = ()
     thread_order_ids: tuple[str, ...] = ()
     template_uses_last_hour: Mapping[str, int] = field(default_factory=dict)  # template name to replies made from it
+
+
+#: The times over which caps count.
+CAP_HOUR, CAP_DAY, CAP_THREAD = timedelta(hours=1), timedelta(days=1), timedelta(hours=72)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from daemon.store.drafts import NewDraft, draft_row
 from daemon.store.outbox import FirstReply
 from daemon.store.tables import cases, drafts, events, records, thread_keys
 from daemon.store.transitions import CASE_MOVES, IllegalMove, StaleMove
-from daemon.vocab import DraftState, Kind
+from daemon.vocab import CAP_DAY, DraftState, Kind
 
 # --------------------------------------------------------------------------- understanding
 
@@ -164,7 +164,7 @@ def _understand_strangers(
         connection.execute(_UNDERSTOOD, values)
         for asked in members:
             history, row = histories[asked.what.sender], rows[asked.case_id]
-            itself = row.received_at > now - timedelta(hours=24)
+            itself = row.received_at > now - CAP_DAY
             history = replace(
                 history,
                 mails_from_address_24h=history.mails_from_address_24h + itself,

@@ -26,7 +26,7 @@ from daemon.store.dialect import insert_many_new, locked, padded, serialise, sto
 from daemon.store.tables import cases, events, feedback, raw_mail, records
 from daemon.store.tables import outbox as outbox_table
 from daemon.store.transitions import StaleMove, move_case
-from daemon.vocab import CaseState, DeliveryKind, DeliveryState, History, JsonText, Kind, RawMail
+from daemon.vocab import CAP_DAY, CAP_HOUR, CAP_THREAD, CaseState, DeliveryKind, DeliveryState, History, JsonText, Kind, RawMail
 
 ACTOR = "postsale"
 
@@ -457,9 +457,9 @@ def history(
         "sender": sender,
         "thread": thread_id,
         "before": _PAST_ALL if before is None else before,
-        "hour": now - timedelta(hours=1),
-        "day": now - timedelta(hours=24),
-        "three_days": now - timedelta(hours=72),
+        "hour": now - CAP_HOUR,
+        "day": now - CAP_DAY,
+        "three_days": now - CAP_THREAD,
     }
     to_sender = connection.execute(_TO_SENDER, asked).one() if sender else None
     in_thread = connection.execute(_IN_THREAD, asked).all()
@@ -483,8 +483,8 @@ def histories(connection: Connection, mailbox: str, senders: Sequence[str], *, n
     asked = {
         "mailbox": mailbox,
         "senders": padded(set(senders)),
-        "hour": now - timedelta(hours=1),
-        "day": now - timedelta(hours=24),
+        "hour": now - CAP_HOUR,
+        "day": now - CAP_DAY,
     }
     to_senders = {row.recipient_key: row for row in connection.execute(_TO_SENDERS, asked)}
     from_senders = {row.sender: row.mails for row in connection.execute(_FROM_SENDERS, asked)}

@@ -26,7 +26,7 @@ from daemon.store import settings, threads
 from daemon.store.dialect import insert_many_new, insert_one_new, padded, storable
 from daemon.store.tables import attempts, cases, outbox
 from daemon.store.transitions import StaleMove, move_case, move_delivery
-from daemon.vocab import CaseState, DeliveryKind, DeliveryState, Kind, Outgoing
+from daemon.vocab import CAP_DAY, CAP_HOUR, CAP_THREAD, CaseState, DeliveryKind, DeliveryState, Kind, Outgoing
 
 ACTOR = "postsale"
 
@@ -607,7 +607,7 @@ def left_in_hour(
     connection: Connection, mailbox: str, *, now: datetime, besides: int | None = None
 ) -> tuple[int, datetime | None]:
     """How many replies of the mailbox, ``besides`` this delivery, left in the last hour, and when the first of them did."""
-    asked = {"mailbox": mailbox, "delivery": besides or 0, "hour": now - timedelta(hours=1)}
+    asked = {"mailbox": mailbox, "delivery": besides or 0, "hour": now - CAP_HOUR}
     found = connection.execute(_LEFT_IN_HOUR, asked).one()
     return found.left + found.claimed, found.oldest
 
@@ -630,9 +630,9 @@ def traffic(connection: Connection, row: Delivery, *, now: datetime) -> Traffic:
         "recipient": row.recipient.lower(),
         "case": row.case_id,
         "template": row.template,
-        "hour": now - timedelta(hours=1),
-        "day": now - timedelta(days=1),
-        "three_days": now - timedelta(hours=72),
+        "hour": now - CAP_HOUR,
+        "day": now - CAP_DAY,
+        "three_days": now - CAP_THREAD,
     }
 
     to_them = connection.execute(_TO_THEM, asked).one()

@@ -32,7 +32,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from daemon import log, pipeline, resources
+from daemon import log, pipeline, resources, vocab
 from daemon.clock import SystemClock
 from daemon.config import CapsConfig, ImapConfig, SmtpConfig, TlsMode
 from daemon.edges.imap import Imap
@@ -165,8 +165,17 @@ def plant(point: str, nth: int) -> None:
         Database._commit = committing  # type: ignore[method-assign]
 
 
-def compress_time(rescan_seconds: float) -> None:
-    """Minutes become half seconds, so that a night of faults fits into a coffee break."""
+def compress_time(rescan_seconds: float, *, caps: bool) -> None:
+    """Minutes become half seconds, so that a night of faults fits into a coffee break.
+
+    With ``caps`` so do the hours and days over which replies are counted: where a day is run
+    through, each reply would else be weighed against the whole day's as its last hour's.
+    """
+    if caps:
+        for module in (batches, cases, outbox):
+            for name in ("CAP_HOUR", "CAP_DAY", "CAP_THREAD"):
+                if hasattr(module, name):
+                    setattr(module, name, getattr(vocab, name) / COMPRESSION)
     outbox.EVIDENCE_MINUTES = tuple(m / COMPRESSION for m in outbox.EVIDENCE_MINUTES)
     for module in (outbox, deliver_module, ingest_module, advance_module):
         for name in ("RECONNECT_BACKOFF_SECONDS", "DELIVERY_BACKOFF_SECONDS"):
@@ -311,7 +320,7 @@ def run_child(order: dict[str, Any], mind: Mind) -> None:
     status = 1
     try:
         if not order.get("config"):
-            compress_time(order.get("rescan_seconds", 5.0))
+            compress_time(order.get("rescan_seconds", 5.0), caps=order.get("compressed_caps", False))
         if order.get("bug"):
             BUGS[order["bug"]].plant()
         if order.get("crash"):

@@ -515,7 +515,7 @@ def soak(make: MakeWorld, *, mails: int, say: Callable[[str], None] = lambda _: 
     Memory and descriptors of the service's process, and the size of its
     database, are read once a minute.
     """
-    world = make(rescan_seconds=9.0, connections=8, **how)
+    world = make(rescan_seconds=9.0, connections=8, compressed_caps=True, **how)
     world.rest_seconds += mails / MAILS_A_SECOND
     minutes = math.ceil(mails / MAILS_A_MINUTE)
     began = time.monotonic()
