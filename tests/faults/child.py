@@ -47,6 +47,7 @@ from daemon.loops.deliver import Deliver
 from daemon.loops.ingest import Ingest
 from daemon.loops.profiles import MailboxProfile
 from daemon.loops.settling import SettleSettings, Settling
+from daemon.memory import one_heap
 from daemon.mind import gist, load_mind, settled
 from daemon.pipeline import Mind
 from daemon.steps import gate
@@ -341,6 +342,7 @@ def run_child(order: dict[str, Any], mind: Mind) -> None:
 
 def main() -> None:
     """The zygote."""
+    one_heap()  # as the service does
     mind = load_mind(MindFiles(resources.starter_model(), resources.playbook(), resources.templates()))
     warm_up(mind)
     gc.freeze()
