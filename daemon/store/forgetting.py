@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Table, delete, func, or_, select, update
+from sqlalchemy import Connection, Table, delete, exists, func, or_, select, update
 
 from daemon.errors import PostsaleError
 from daemon.store import outbox as deliveries
@@ -61,16 +61,32 @@ def purge_content(
         overdue = or_(
             overdue & (func.coalesce(cases.c.marketplace, "") != marketplace), late & (cases.c.marketplace == marketplace)
         )
+    shortest = min(days, *days_by_marketplace.values()) if days_by_marketplace else days
     ids = list(
         connection.execute(
-            select(cases.c.id)
-            .join(raw_mail, raw_mail.c.case_id == cases.c.id)
-            .where(cases.c.state.in_([s.value for s in ENDED]), overdue)
-            .order_by(cases.c.id)
+            select(raw_mail.c.case_id)
+            .join(cases, raw_mail.c.case_id == cases.c.id)
+            .where(raw_mail.c.case_id <= _newest_before(connection, now - timedelta(days=shortest)), _HAS_ENDED, overdue)
+            .order_by(raw_mail.c.case_id)
             .limit(BATCH)
         ).scalars()
     )
     return _empty(connection, ids) if ids else {}
+
+
+def _newest_before(connection: Connection, moment: datetime) -> int:
+    """The newest case that arrived before a moment, 0 when none did: what ended before it is no newer.
+
+    Retention goes from the oldest rows up to here, and finds little but what it has to do.
+    """
+    newest: int | None = connection.execute(
+        select(cases.c.id).where(cases.c.received_at < moment).order_by(cases.c.received_at.desc(), cases.c.id.desc()).limit(1)
+    ).scalar_one_or_none()
+    return newest or 0
+
+
+#: Worded so that SQLite does not go by the states, through everything that has ever ended.
+_HAS_ENDED = func.coalesce(cases.c.state, "").in_([s.value for s in ENDED])
 
 
 def purge_orders(connection: Connection, *, now: datetime, days: int) -> int:
@@ -85,15 +101,18 @@ def purge_feedback(connection: Connection, *, now: datetime, days: int) -> int:
 
 def purge_cases(connection: Connection, *, now: datetime, days: int) -> int:
     """Remove up to BATCH bare rows of cases that ended that long ago; how many went."""
-    referred = select(cases.c.duplicate_of).where(cases.c.duplicate_of.is_not(None))
+    before = now - timedelta(days=days)
+    copies = cases.alias("copies")
     ids = list(
         connection.execute(
             select(cases.c.id)
             .where(
-                cases.c.state.in_([s.value for s in ENDED]),
-                cases.c.updated_at < now - timedelta(days=days),
-                cases.c.id.not_in(referred),
+                cases.c.id <= _newest_before(connection, before),
+                _HAS_ENDED,
+                cases.c.updated_at < before,
+                ~exists().where(copies.c.duplicate_of == cases.c.id),
             )
+            .order_by(cases.c.id)
             .limit(BATCH)
         ).scalars()
     )

@@ -151,6 +151,9 @@ Index("ix_cases_mailbox_order_id", cases.c.mailbox, cases.c.order_id)
 Index("ix_cases_thread_id", cases.c.thread_id)
 Index("ix_cases_mailbox_sender", cases.c.mailbox, cases.c.sender, cases.c.received_at)
 Index("ix_cases_received_at", cases.c.received_at)
+#: Few are copies of another one; whoever removes a row has to know whether it is one that they name.
+_DUPLICATES = text("duplicate_of IS NOT NULL")
+Index("ix_cases_duplicate_of", cases.c.duplicate_of, sqlite_where=_DUPLICATES, postgresql_where=_DUPLICATES)
 
 raw_mail = Table(
     "raw_mail",

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, event
 
-from daemon.store import cases, outbox, requests
+from daemon.store import cases, forgetting, outbox, requests
 from daemon.store.db import Database
 from daemon.store.migrate import upgrade
+from daemon.store.tables import metadata
 from daemon.vocab import DeliveryKind, DeliveryState
 
 NOW = datetime(2026, 11, 2, 10, tzinfo=UTC)
@@ -124,6 +125,29 @@ def test_a_round_of_upkeep_goes_by_what_is_open(tmp_path: Path) -> None:
     for step in plans:
         if "SEARCH cases" in step:
             assert "ix_cases_state_due (state=?" in step or "rowid=?" in step, step
+
+
+def test_retention_goes_from_the_oldest_up_to_what_is_due(tmp_path: Path) -> None:
+    def work(c: Connection) -> None:
+        forgetting.purge_content(c, now=NOW, days=30, days_by_marketplace={"amazon": 20})
+        forgetting.purge_cases(c, now=NOW, days=365)
+
+    _, plans = _asked_by(tmp_path, work)
+    assert {step for step in plans if "SEARCH" in step or "SCAN" in step} == {
+        "SEARCH cases USING COVERING INDEX ix_cases_received_at (received_at<?)",
+        "SEARCH raw_mail USING INTEGER PRIMARY KEY (rowid<?)",
+        "SEARCH cases USING INTEGER PRIMARY KEY (rowid=?)",
+        "SEARCH cases USING INTEGER PRIMARY KEY (rowid<?)",
+        "SEARCH copies USING INDEX ix_cases_duplicate_of (duplicate_of=?)",
+    }
+
+
+def test_a_row_that_goes_is_asked_after_by_indexes() -> None:
+    """Each row that is removed has the database look for rows that name it."""
+    for table in metadata.sorted_tables:
+        led = {next(iter(index.columns.keys())) for index in table.indexes} | {table.primary_key.columns.keys()[0]}
+        for key in table.foreign_keys:
+            assert key.parent.name in led, f"{table.name}.{key.parent.name}"
 
 
 @pytest.mark.parametrize("number", [1, 2, 4, 16, 64])
