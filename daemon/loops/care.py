@@ -109,23 +109,22 @@ class Care:
     async def watch(self, now: datetime) -> int:
         """Look at everything that can go wrong quietly, and tell what is new and what is over."""
         seen = await self.look(now)
-        change = await self._db.write(lambda c: self._settle(c, seen, now))
+        change, told = await self._db.write(lambda c: self._settle(c, seen, now))
         for alarm in change.raised:
             log.error("alarm.raised", name=alarm.name, subject=alarm.subject)
         for alarm in change.cleared:
             log.info("alarm.cleared", name=alarm.name, subject=alarm.subject)
-        if change.raised or change.cleared:
+        if told:
             self._on_notice()
+        if change.raised or change.cleared:
             await self._tell_webhook(change, now)
         return 0
 
     async def look(self, now: datetime) -> Seen:
         """Every trouble of this moment, as (name, subject, detail)."""
         view = await self._db.read(reports.overview)
-        quiet = timedelta(hours=self._config.alarms.no_mail_hours)
-        usual = await self._db.read(lambda c: reports.usual_rate(c, now=now, window=quiet, days=USUAL_DAYS))
         seen: Seen = [("loop_stalled", name, "the loop makes no progress") for name in self._stalled()]
-        seen += self._mailboxes(view, usual, now)
+        seen += await self._mailboxes(view, now)
         seen += [("breaker_open", name, why) for name, why in (await self._turned_away()).items()]
         lost = self._orders()
         seen += [("orders_down", "", lost)] if lost else []
@@ -181,7 +180,7 @@ class Care:
         )
         return [("model_drift", str(work.model_version), told)]
 
-    def _mailboxes(self, view: reports.Overview, usual: Mapping[str, float], now: datetime) -> Seen:
+    async def _mailboxes(self, view: reports.Overview, now: datetime) -> Seen:
         limit = timedelta(minutes=self._config.alarms.no_poll_minutes)
         quiet = timedelta(hours=self._config.alarms.no_mail_hours)
         known = {f.mailbox: f for f in view.folders}
@@ -194,15 +193,16 @@ class Care:
                 seen.append(
                     ("no_poll", mailbox.name, f"not read for {round((now - last).total_seconds() / 60)} minutes: {why}")
                 )
-            elif (
-                folder
-                and folder.last_mail_at
-                and now - folder.last_mail_at > quiet
-                and usual.get(mailbox.name, 0) >= USUAL_MAILS
-            ):
-                hours = round((now - folder.last_mail_at).total_seconds() / 3600)
-                seen.append(("no_mail", mailbox.name, f"no mail for {hours} hours, where {usual[mailbox.name]:.0f} are usual"))
+            elif folder and folder.last_mail_at and now - folder.last_mail_at > quiet:
+                usual = await self._usual(mailbox.name, folder.last_mail_at, quiet)
+                if usual >= USUAL_MAILS:
+                    hours = round((now - folder.last_mail_at).total_seconds() / 3600)
+                    seen.append(("no_mail", mailbox.name, f"no mail for {hours} hours, where {usual:.0f} are usual"))
         return seen
+
+    async def _usual(self, mailbox: str, last_mail_at: datetime, quiet: timedelta) -> float:
+        """Mails that were usual in a time so long before the silence, which must not end its own alarm by lasting."""
+        return await self._db.read(lambda c: reports.usual_rate(c, mailbox, until=last_mail_at, window=quiet, days=USUAL_DAYS))
 
     def _deadlines(self, view: reports.Overview, now: datetime) -> Seen:
         case = view.next_deadline
@@ -215,19 +215,25 @@ class Care:
             ("deadline", case.mailbox, f"case {case.case_id} ({case.state}) is due at {case.deadline_at:%Y-%m-%d %H:%M} UTC")
         ]
 
-    def _settle(self, connection: Connection, seen: Seen, now: datetime) -> alarms.Change:
+    def _settle(self, connection: Connection, seen: Seen, now: datetime) -> tuple[alarms.Change, bool]:
+        """Put the alarms in force and write the mail about it; also returns whether there was one to write."""
         change = alarms.settle(connection, seen, now=now)
         on = alarms.active(connection)
         if change.raised:
-            self._tell(connection, f"ALARM: {_names(change.raised)}", _alarm_lines(change.raised, on), "raised", now)
-            settings.put(connection, "alarms.told_at", now.isoformat(), actor="postsale", now=now)
+            head, what = f"ALARM: {_names(change.raised)}", "raised"
+            lines = _alarm_lines(change.raised, on, over=change.cleared)
+        elif change.cleared:
+            head, what = f"Over: {_names(change.cleared)}" if on else "All clear", "cleared"
+            lines = _cleared_lines(change.cleared, on)
         elif on and self._summary_is_due(connection, now):
-            self._tell(connection, f"Still on: {_names(on)}", _alarm_lines(on, on), "summary", now)
+            head, what = f"Still on: {_names(on)}", "summary"
+            lines = _alarm_lines(on, on)
+        else:
+            return change, False
+        self._tell(connection, head, lines, what, now)
+        if what != "cleared":
             settings.put(connection, "alarms.told_at", now.isoformat(), actor="postsale", now=now)
-        if change.cleared and not change.raised:
-            head = "All clear" if not on else f"Over: {_names(change.cleared)}"
-            self._tell(connection, head, _cleared_lines(change.cleared, on), "cleared", now)
-        return change
+        return change, True
 
     def _summary_is_due(self, connection: Connection, now: datetime) -> bool:
         told = settings.get(connection, "alarms.told_at")
@@ -337,16 +343,22 @@ def _names(found: Sequence[Alarm]) -> str:
     return ", ".join(dict.fromkeys(f"{a.name} {a.subject}".strip() for a in found[:3])) + (" …" if len(found) > 3 else "")
 
 
-def _alarm_lines(told: Sequence[Alarm], on: Sequence[Alarm]) -> list[str]:
+def _alarm_lines(told: Sequence[Alarm], on: Sequence[Alarm], *, over: Sequence[Alarm] = ()) -> list[str]:
     lines = ["## What is wrong", *(f"- {a.name} {a.subject}: {a.detail}" for a in told)]
     older = [a for a in on if a not in told]
     if older and len(on) > len(told):
         lines += ["", "## On already", *(f"- {a.name} {a.subject} since {a.raised_at:%Y-%m-%d %H:%M} UTC" for a in older)]
+    if over:
+        lines += ["", *_over(over)]
     return [*lines, "", "What to do about each alarm: docs/operating.md, section Alarms."]
 
 
 def _cleared_lines(cleared: Sequence[Alarm], on: Sequence[Alarm]) -> list[str]:
-    lines = ["## Over", *(f"- {a.name} {a.subject}, it was on since {a.raised_at:%Y-%m-%d %H:%M} UTC" for a in cleared)]
+    lines = _over(cleared)
     if on:
         lines += ["", "## Still on", *(f"- {a.name} {a.subject}: {a.detail}" for a in on)]
     return lines
+
+
+def _over(cleared: Sequence[Alarm]) -> list[str]:
+    return ["## Over", *(f"- {a.name} {a.subject}, it was on since {a.raised_at:%Y-%m-%d %H:%M} UTC" for a in cleared)]

@@ -188,21 +188,16 @@ def case_views(connection: Connection) -> list[CaseView]:
 # --------------------------------------------------------------------------- rates and accounts
 
 
-def usual_rate(connection: Connection, *, now: datetime, window: timedelta, days: int) -> dict[str, float]:
-    """Mails per mailbox that usually arrive in a window of that length, over the days before it."""
-    end = now - window
-    begin = end - timedelta(days=days)
-    query = (
-        select(cases.c.mailbox, func.count(), func.min(cases.c.received_at))
-        .where(cases.c.received_at > begin, cases.c.received_at <= end)
-        .group_by(cases.c.mailbox)
-    )
-    rates: dict[str, float] = {}
-    for mailbox, number, first in connection.execute(query):
-        span = end - max(begin, first)  # a mailbox that is watched since yesterday has no two weeks
-        if span >= window:
-            rates[mailbox] = number * (window / span)
-    return rates
+def usual_rate(connection: Connection, mailbox: str, *, until: datetime, window: timedelta, days: int) -> float:
+    """Mails that usually arrive in a window of that length, over the days before ``until``; 0 where that is not known yet."""
+    ours = (cases.c.mailbox == mailbox) & (cases.c.received_at <= until)
+    first = connection.execute(select(func.min(cases.c.received_at)).where(ours)).scalar_one()
+    if first is None:
+        return 0.0
+    begin = max(first, until - timedelta(days=days))  # a mailbox that is watched since yesterday has no two weeks
+    number = connection.execute(select(func.count()).where(ours, cases.c.received_at > begin)).scalar_one()
+    span = until - begin
+    return float(number * (window / span)) if span >= window else 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,6 +107,25 @@ async def test_a_mailbox_that_is_not_read_is_an_alarm_and_its_return_the_all_cle
     assert [sorted(k for k, v in content.items() if v) for _, content in ward.posted] == [["at", "raised"], ["at", "cleared"]]
 
 
+async def test_an_alarm_that_ends_as_another_comes_is_told_in_the_same_mail(ward: Ward) -> None:
+    ward.office.clock.advance(timedelta(minutes=16))
+    await ward.watch()
+    ward.office.clock.advance(timedelta(minutes=1))
+    await ward.read()
+    ward.stalled.append("advance")
+    assert await ward.watch() == ["[Postsale] ALARM: loop_stalled advance"]
+    assert "- no_poll shop, it was on since" in _text((await ward.office.notices())[-1]).partition("## Over")[2]
+
+
+async def test_silence_does_not_end_its_own_alarm_by_lasting(ward: Ward) -> None:
+    await ward.read(mail=True)
+    await ward.office.database.write(lambda c: _many(c, NOW, per_day=6))
+    for days in (2, 14, 60):
+        ward.office.clock.jump(timedelta(days=days))
+        await ward.read()
+        assert await ward.names() == [("no_mail", "shop")]
+
+
 async def test_silence_is_an_alarm_only_where_mail_is_usual(ward: Ward) -> None:
     await ward.read(mail=True)
     await ward.office.database.write(lambda c: _many(c, ward.office.clock.now(), per_day=0.5))
