@@ -172,7 +172,8 @@ class Server:
         self.port: int = self._listener.getsockname()[1]
         self.connections = 0
         self._closed = False
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._accepting = threading.Thread(target=self._accept, daemon=True)
+        self._accepting.start()
 
     def converse(self, wire: Wire) -> None:
         raise NotImplementedError
@@ -205,6 +206,9 @@ class Server:
 
     def close(self) -> None:
         self._closed = True
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._accepting.join(10)  # a thread left in accept() could take what comes to the next server with its descriptor
         self._listener.close()
         for wire in list(self._live):
             wire.close()
