@@ -363,8 +363,10 @@ def _revise(shop: _Shop, case_id: int, text: str) -> Any:
     revise = Revise(shop.database, shop.config, service_key(shop.config.service.data_dir), SystemClock(), reread)
     try:
         return asyncio.run(revise(case_id, text, author=actor()))
-    except (NeedsHuman, KeyError) as error:
-        raise PostsaleError(f"no reply can be made of it: {error}") from error
+    except KeyError as error:
+        raise PostsaleError(f"there is no case {case_id}") from error
+    except NeedsHuman as error:
+        raise PostsaleError(f"no reply can be made of it: {str(error).replace('_', ' ')}") from error
 
 
 def _decide(numbers: Sequence[int], verb: str, argument: str, revision: int | None, config: Path | None, as_json: bool) -> None:
