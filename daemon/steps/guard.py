@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
+from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
@@ -351,19 +352,24 @@ def _addresses(text: str, context: GuardContext) -> Iterator[Finding]:
             yield from _found("O1", match.group(), context)
     if _FIVE_DIGITS.search(numbers) is None:
         return
-    spans: list[tuple[int, int]] = []
+    spans: list[tuple[int, int]] = []  # what was found, in order, none over another
     for match in _DIGITS.finditer(numbers):
         spans.append(match.span())
         yield from _found("O3", match.group(), context)
     for match in _CALLED.finditer(numbers):
-        if not any(start < match.end(1) and match.start(1) < end for start, end in spans):
-            spans.append(match.span(1))
+        if not _overlaps(spans, match.span(1)):
+            insort(spans, match.span(1))
             yield from _found("O3", match.group(1), context)
     for candidate in _NUMBERISH.finditer(numbers):
-        if not any(start < candidate.end() and candidate.start() < end for start, end in spans) and _is_phone(
-            candidate.group()
-        ):
+        if not _overlaps(spans, candidate.span()) and _is_phone(candidate.group()):
             yield from _found("O3", candidate.group(), context)
+
+
+def _overlaps(spans: Sequence[tuple[int, int]], span: tuple[int, int]) -> bool:
+    """Whether a span shares a character with one of those, which stand in order and apart."""
+    start, end = span
+    before = bisect_left(spans, (end,))  # how many begin before this one ends: only the last of them can reach it
+    return before > 0 and spans[before - 1][1] > start
 
 
 def _is_phone(candidate: str) -> bool:

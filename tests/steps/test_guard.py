@@ -12,6 +12,7 @@ import pytest
 from daemon.steps.guard import GuardContext, blocked, held, inspect, overridable, severities
 from daemon.steps.language import detect
 from daemon.vocab import Attachment, Draft, Finding, Severity
+from tests.growth import TOO_MUCH, growth
 from tests.steps.cases import facts
 
 OK_TEXT = "Your parcel left our warehouse on 18 November 2026 with DHL under the number JJD000390007881254.\n"
@@ -142,11 +143,9 @@ def test_a_forbidden_subject_of_the_buyers_own_is_not_ours_to_answer_for() -> No
     assert {f.rule for f in inspect(replace(draft, subject="Please review us"), BASE)[1]} == {"O4"}
 
 
-def test_hostile_text_takes_no_time() -> None:
-    import time
+@pytest.mark.parametrize("unit", ["a.", "1 ", "@a", "<", "{{", "(at)", "www ", "refund ", "フィードバック", "-", "https://"])
+def test_hostile_text_costs_no_more_than_its_length(unit: str) -> None:
+    def read(size: int) -> object:
+        return inspect(Draft("Re: x", unit * (size // len(unit)), "en", "complaint/late"), BASE)
 
-    for unit in ("a.", "1 ", "@a", "<", "{{", "(at)", "www ", "refund ", "フィードバック", "-", "https://"):
-        draft = Draft("Re: x", unit * (20_000 // len(unit)), "en", "complaint/late")
-        begun = time.perf_counter()
-        inspect(draft, BASE)
-        assert time.perf_counter() - begun < 3, unit
+    assert growth(read, 10_000) < TOO_MUCH

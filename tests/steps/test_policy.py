@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 from datetime import date, timedelta
 from decimal import Decimal
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 from daemon.errors import ConfigError
 from daemon.steps.policy import FACTS, build, decide, facts_of, return_until, value_class, warranty_until
 from daemon.vocab import Binding, Flag, GateVerdict, Kind, Mode, OrderState, Parcel, Verdict
+from tests.growth import TOO_MUCH, growth
 from tests.steps.cases import NOW, context, facts, shipped
 
 SEND_ALL = {
@@ -188,14 +188,15 @@ def test_explain_names_values_that_made_a_condition_false() -> None:
     assert why["cancel-shipped"] is None
 
 
-def test_deciding_is_quick() -> None:
+def test_deciding_costs_no_more_than_the_text_is_long_and_looks_at_a_policy_once() -> None:
     playbook = shipped().playbook
-    message = context("other/presale", order=facts(), text="Where is it? " * 200)
-    decide(playbook, message)
-    begun = time.perf_counter()
-    for _ in range(50):
-        decide(playbook, message)
-    assert (time.perf_counter() - begun) / 50 < 0.010
+
+    def settle(size: int) -> object:
+        return decide(playbook, context("other/presale", order=facts(), text="Where is it? " * (size // 13)))
+
+    assert growth(settle, 2_600) < TOO_MUCH
+    looked_at = [each.policy for each in decide(playbook, context("other/presale", order=facts())).looked_at]
+    assert len(looked_at) == len(set(looked_at))
 
 
 # --------------------------------------------------------------------------- dates and values
