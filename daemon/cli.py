@@ -229,7 +229,9 @@ def restore(
 @app.command()
 def login(
     mailbox: Annotated[str, typer.Argument(help="Name of the mailbox.")],
-    smtp: Annotated[bool, typer.Option("--smtp", help="Sign in for smtp_sign_in.")] = False,
+    smtp: Annotated[
+        bool, typer.Option("--smtp", help="Sign in the account that only sends, where smtp_sign_in names another.")
+    ] = False,
     config: ConfigOption = None,
 ) -> None:
     """Sign a mailbox in with OAuth2 (Google, Microsoft), once.
@@ -260,7 +262,7 @@ def _pass_on(module: str, context: typer.Context, *, below: bool) -> None:
 
 @app.command(context_settings=_PASS_ON)
 def queue(context: typer.Context) -> None:
-    """Waiting cases: list, show, approve, reject, edit, hold, release, take, resend, done."""
+    """Waiting cases: list, show, approve, reject, edit, label, hold, release, take, resend, done."""
     _pass_on("daemon.commands.queue", context, below=False)
 
 

@@ -128,7 +128,10 @@ def _orders(config: Config, number: int) -> str:
 
     with order_shelf(one) as shelf:
         found = asyncio.run(ask(shelf))
-    return f"{found} reports" if one.sources[0].kind == "folder" else "answers"
+        newest = max((as_of for _, _, as_of in shelf.editions()), default=None)
+    if one.sources[0].kind != "folder":
+        return "answers"
+    return f"{found} reports" + (f", the newest of {newest:%Y-%m-%d %H:%M} UTC" if newest else "")
 
 
 def _approval(config: Config, mailbox: MailboxConfig) -> str:

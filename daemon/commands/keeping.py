@@ -6,6 +6,7 @@ import fcntl
 import io
 import json
 import os
+import re
 import shutil
 import tarfile
 import tempfile
@@ -30,6 +31,8 @@ def erase(given: Path | None, *, address: str, yes: bool, as_json: bool) -> None
     from daemon.store import forgetting
 
     config = open_config(given)
+    if not re.fullmatch(r"\s*[^\s@]+@[^\s@]+\s*", address):
+        raise PostsaleError(f"{address} is no mail address; write it as in someone@postbox.example")
     if not yes and input(f"Remove everything stored about {address}? Type yes: ").strip().lower() != "yes":
         raise PostsaleError("nothing was removed")
     with open_database(config) as database:
@@ -38,7 +41,11 @@ def erase(given: Path | None, *, address: str, yes: bool, as_json: bool) -> None
     if as_json:
         say_json(gone)
         return
-    say(f"{len(gone['cases'])} cases emptied: " + ", ".join(f"{n} {what}" for what, n in gone["gone"].items()))
+    if any((gone["cases"], gone["not_yet"], *gone["gone"].values())):
+        went = ", ".join(f"{n} {what.replace('_', ' ')}" for what, n in gone["gone"].items())
+        say(f"{len(gone['cases'])} cases emptied: {went}")
+    else:
+        say(f"Nothing is stored about {address}; was it written with another address?")
     if gone["not_yet"]:
         say(f"Not yet, a reply is leaving or of unknown fate: cases {gone['not_yet']}. Run this again later.")
     if gone["models"]:
@@ -93,6 +100,8 @@ def restore(given: Path | None, *, archive: Path, force: bool) -> None:
     from daemon.store.backup import distrust
 
     config = open_config(given)
+    if not archive.is_file():
+        raise PostsaleError(f"there is no file {archive}")
     folder = config.service.data_dir
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _stopped(folder), tempfile.TemporaryDirectory(dir=folder) as work:

@@ -241,11 +241,19 @@ def reject(
 def label(
     case: CaseArgument,
     to: Annotated[str, typer.Argument(metavar="LABEL", help="As in return_request/damaged.")],
+    new: Annotated[bool, typer.Option("--new", help="Give a label that the model in force does not know yet.")] = False,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Correct the label; policy runs again and the correction becomes training data."""
-    _decide([case], "label", to, None, config, as_json)
+    from daemon.steps.approval import Misread, parse_command
+
+    known = set() if new else _known_labels(open_config(config))
+    parsed = parse_command(f"LABEL {to}", labels=known)
+    if isinstance(parsed, Misread):
+        told = f"; there are {', '.join(sorted(known))} (--new gives one that is not among them)" if known else ""
+        raise PostsaleError(f"{to} is no label{told}")
+    _decide([case], "label", parsed.argument, None, config, as_json)
 
 
 @app.command()
@@ -367,6 +375,16 @@ def _revise(shop: _Shop, case_id: int, text: str) -> Any:
         raise PostsaleError(f"there is no case {case_id}") from error
     except NeedsHuman as error:
         raise PostsaleError(f"no reply can be made of it: {str(error).replace('_', ' ')}") from error
+
+
+def _known_labels(config: Any) -> set[str]:
+    """What the model in force may call a message, as an approver's LABEL takes it."""
+    from classifiers import inference
+    from daemon.judge import mind_files
+
+    files = mind_files(config)
+    model = inference.load(files.model, key=files.model_key)
+    return {*model.labels, *model.classes}
 
 
 def _decide(numbers: Sequence[int], verb: str, argument: str, revision: int | None, config: Path | None, as_json: bool) -> None:

@@ -78,6 +78,7 @@ def _collect(config: Config, database: Any) -> dict[str, Any]:
     content = asdict(view)
     content["now"] = now
     content["mode"] = config.service.mode.value
+    content["no_poll_minutes"] = config.alarms.no_poll_minutes
     stopped = {m.name: database.read_now(lambda c, m=m: settings.paused(c, m.name)) for m in config.mailboxes}
     content["paused"] = {name: {"by": p.by, "at": p.at} for name, p in stopped.items() if p}
     content["tokens"] = {name: asdict(state) for name, state in token_states(config).items()}
@@ -117,6 +118,8 @@ def _show(content: dict[str, Any]) -> None:
         )
         if folder["last_error"] and (folder["last_error_at"] or "") > (folder["last_success_at"] or ""):
             say(f"            TROUBLE {_ago(folder['last_error_at'], now)}: {folder['last_error']}")
+        elif _since(folder["last_success_at"], now) > timedelta(minutes=content["no_poll_minutes"]):
+            say("            TROUBLE that is long ago, and no error was seen: does the service run?")
     if not content["folders"]:
         say("mailbox     none has been read yet")
     for name, token in content["tokens"].items():
@@ -167,6 +170,10 @@ def _show_labelling(seen: dict[str, Any]) -> None:
     say(f"            in 30 days {labelled} labelled: {volumes}")
     corrected = f"; staff corrected {seen['corrected']} of {seen['decided']}" if seen["decided"] else ""
     say(f"            {seen['abstained'] / labelled:.0%} left to people{corrected}")
+
+
+def _since(moment: str | None, now: datetime) -> timedelta:
+    return timedelta.max if moment is None else now - datetime.fromisoformat(moment)
 
 
 def _ago(moment: str | None, now: datetime) -> str:

@@ -54,7 +54,10 @@ class Place:
         return open_config(self._config)
 
     def key(self, *, make: bool = False) -> bytes:
-        """The signing key."""
+        """The signing key. Raises ModelRefused where nothing was trained yet, so that there is none to read."""
+        file = self._key_file or self.folder / artifact.KEY_FILE
+        if not make and not file.exists() and not (self.folder / VERSIONS).is_dir():
+            raise ModelRefused(f"no model was trained in {self.folder} yet; the shipped one is used (postsale train makes one)")
         return artifact.signing_key(self.folder, self._key_file, make=make)
 
     def live(self) -> tuple[Model, Path]:

@@ -362,6 +362,11 @@ def business_lines(summary: Business) -> list[str]:
     if summary.response_hours:
         ordered = sorted(summary.response_hours)
         within = sum(h <= 24 for h in ordered) / len(ordered)
-        lines.append(f"- {within:.0%} within 24 hours; half of them within {ordered[len(ordered) // 2]:.1f} hours")
+        lines.append(f"- {within:.0%} within 24 hours; half of them within {_hours(ordered[len(ordered) // 2])}")
     lines += [f"- {how}: {shown(number)} of {total}" for how, number in Counter(summary.answered).most_common()]
     return lines
+
+
+def _hours(hours: float) -> str:
+    """A time to answer as a person says it."""
+    return f"{hours:.1f} hours" if hours >= 2 else f"{max(1, round(hours * 60))} minutes"

@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from daemon.commands.queue import app
+from daemon.errors import PostsaleError
 from daemon.store.db import Database
 from daemon.store.migrate import upgrade
 from daemon.vocab import CaseState
@@ -119,6 +120,15 @@ def test_every_decision_has_its_command(shell: Shell) -> None:
     assert shell("release", str(rejected))[0]["effect"] == "released"
     assert shell("resend", str(rejected), code=1)[0]["effect"] == "refused"
     assert shell("approve", "99999", code=1)[0]["reason"] == "no_such_case"
+
+
+def test_a_label_that_nobody_knows_is_a_slip_unless_it_is_said_to_be_new(shell: Shell) -> None:
+    case_id = shell.case()
+    with pytest.raises(PostsaleError, match=r"complaint/prodcut is no label; there are cancellation_request, .*--new"):
+        shell("label", str(case_id), "complaint/prodcut")
+    with pytest.raises(PostsaleError, match="two words, at least is no label"):
+        shell("label", str(case_id), "two words, at least", "--new")
+    assert shell("label", str(case_id), "wholesale", "--new")[0]["effect"] == "relabelled"
 
 
 def test_show_names_model_policy_and_scores(shell: Shell) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import re
 import sqlite3
 import subprocess
@@ -12,7 +13,7 @@ import tarfile
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psycopg
@@ -20,7 +21,7 @@ import pytest
 
 from daemon.edges.credentials import write_private
 from daemon.errors import PostsaleError
-from daemon.store import backup, ramps
+from daemon.store import backup, folders, ramps
 from daemon.store.db import Database
 from daemon.store.migrate import upgrade
 from tests.servers import PostgresServer
@@ -290,3 +291,32 @@ def test_erase_asks_first(shop: Path, tmp_path: Path) -> None:
     done = _run("erase", "a@b.example", "--json", *config, folder=tmp_path, given="yes\n")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.partition(": ")[2])["cases"] == []
+
+
+def test_a_slip_is_told_in_words_that_help(shop: Path, tmp_path: Path) -> None:
+    config = ("--config", str(shop / "config.toml"))
+    assert "someone is no mail address" in _run("erase", "someone", "--yes", *config, folder=tmp_path).stderr
+    nobody = _run("erase", "a@b.example", "--yes", *config, folder=tmp_path)
+    assert nobody.stdout.startswith("Nothing is stored about a@b.example; was it written with another address?")
+    assert "there is no file none.tar.gz" in _run("restore", "none.tar.gz", "--force", *config, folder=tmp_path).stderr
+    assert "no model was trained in" in _run("models", "rollback", *config, folder=tmp_path).stderr
+
+
+def test_status_doubts_a_mailbox_that_was_not_read_for_long(shop: Path, tmp_path: Path) -> None:
+    config = ("--config", str(shop / "config.toml"))
+    database = Database(f"sqlite:///{shop / 'data' / 'postsale.db'}")
+    upgrade(database)
+    for minutes, doubted in ((14, False), (16, True)):
+        read_at = datetime.now(UTC) - timedelta(minutes=minutes)
+        database.write_now(lambda c, at=read_at: folders.open_folder(c, "shop", "INBOX", uidvalidity=1, newest_uid=1, now=at))  # type: ignore[misc]
+        database.write_now(lambda c, at=read_at: folders.succeeded(c, "shop", "INBOX", now=at))  # type: ignore[misc]
+        assert ("does the service run?" in _run("status", *config, folder=tmp_path).stdout) is doubted
+    database.close()
+
+
+def test_check_tells_how_old_the_newest_order_report_is(shop: Path, tmp_path: Path) -> None:
+    report = shop / "orders" / "shipped.txt"
+    report.write_text("order-id\tship-date\ttracking-number\n302-1234567-1234567\t2026-11-02\tJJD000390007881254\n")
+    os.utime(report, (1_790_000_000, 1_790_000_000))
+    told = _run("check", "--offline", "--config", str(shop / "config.toml"), folder=tmp_path).stdout
+    assert "orders 1                 1 reports, the newest of 2026-09-21 14:13 UTC" in told
