@@ -272,7 +272,7 @@ def upkeep(connection: Connection, count: int) -> None:
 
 def status(connection: Connection, count: int) -> None:
     """What `postsale status` asks."""
-    reports.overview(connection)
+    reports.overview(connection, now=NOW)
     settings.paused(connection, "shop")
 
 

@@ -74,7 +74,7 @@ def _collect(config: Config, database: Any) -> dict[str, Any]:
     from daemon.store import labelling, ramps, reports, settings
 
     now = SystemClock().now()
-    view = database.read_now(reports.overview)
+    view = database.read_now(lambda c: reports.overview(c, now=now))
     content = asdict(view)
     content["now"] = now
     content["mode"] = config.service.mode.value
@@ -125,6 +125,7 @@ def _show(content: dict[str, Any]) -> None:
     for name, token in content["tokens"].items():
         _show_token(name, token, now)
     say("cases       " + (", ".join(f"{n} {state}" for state, n in sorted(content["cases"].items())) or "none"))
+    say("last day    " + (", ".join(f"{n} {state}" for state, n in sorted(content["last_day"].items())) or "no mail"))
     say("outbox      " + (", ".join(f"{n} {state}" for state, n in sorted(content["deliveries"].items())) or "empty"))
     for key, title in (("oldest", "oldest      "), ("next_deadline", "deadline    ")):
         case = content[key]

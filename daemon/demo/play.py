@@ -242,12 +242,12 @@ class _Play:
                 raise PostsaleError(f"the service died: {self._last_words()}")
             self._answer_requests()
             view = self._read()
-            now = tuple(sorted(view.cases.items())), tuple(sorted(view.deliveries.items())), len(self.answered)
+            now = tuple(sorted(view.last_day.items())), tuple(sorted(view.deliveries.items())), len(self.answered)
             if now != before:
                 before, since = now, time.monotonic()
-                self._progress(view.cases)
-            moving = any(view.cases.get(state.value) for state in _MOVING)
-            arrived = sum(view.cases.values()) >= len(self.morning.letters) + len(self.answered)
+                self._progress(view.last_day)
+            moving = any(view.last_day.get(state.value) for state in _MOVING)
+            arrived = sum(view.last_day.values()) >= len(self.morning.letters) + len(self.answered)
             if arrived and not moving and time.monotonic() - since > QUIET_SECONDS:
                 return True
             time.sleep(0.1)
@@ -257,7 +257,7 @@ class _Play:
         self._say("  " + " · ".join(f"{n} {state.replace('_', ' ')}" for state, n in sorted(counts.items())))
 
     def _read(self) -> reports.Overview:
-        view: reports.Overview = self.database.read_now(reports.overview)
+        view: reports.Overview = self.database.read_now(lambda c: reports.overview(c, now=datetime.now(UTC)))
         return view
 
     def views(self) -> list[CaseView]:

@@ -76,12 +76,19 @@ class Care:
         self._on_notice = on_notice
 
     def tasks(self) -> tuple[Task, ...]:
-        """Retention each hour, alarms each minute, reports when their hour has come."""
+        """Retention and days gone by each hour, alarms each minute, reports when their hour has come."""
         return (
             Task("retention", self.retention, every=timedelta(hours=1)),
+            Task("labelling", self.close_days, every=timedelta(hours=1)),
             Task("alarms", self.watch, every=timedelta(minutes=1)),
             Task("reports", self.accounts, every=timedelta(minutes=5)),
         )
+
+    async def close_days(self, now: datetime) -> int:
+        """Count what the model did on days that have ended, so that nobody has to count it again."""
+        while await self._db.write(lambda c: labelling.close_day(c, now=now)):
+            pass
+        return 0
 
     # ------------------------------------------------------------------ retention
 
@@ -122,7 +129,7 @@ class Care:
 
     async def look(self, now: datetime) -> Seen:
         """Every trouble of this moment, as (name, subject, detail)."""
-        view = await self._db.read(reports.overview)
+        view = await self._db.read(lambda c: reports.overview(c, now=now))
         seen: Seen = [("loop_stalled", name, "the loop makes no progress") for name in self._stalled()]
         seen += await self._mailboxes(view, now)
         seen += [("breaker_open", name, why) for name, why in (await self._turned_away()).items()]

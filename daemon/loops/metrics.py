@@ -33,11 +33,16 @@ class Metrics(Collector):
         return []  # so that registering asks nothing of the database
 
     def collect(self) -> Iterator[Metric]:
-        view, now = self._database.read_now(reports.overview), self._clock.now()
-        cases = GaugeMetricFamily("postsale_cases", "Cases by state.", labels=["state"])
-        for state in CaseState:
+        now = self._clock.now()
+        view = self._database.read_now(lambda c: reports.overview(c, now=now))
+        cases = GaugeMetricFamily("postsale_cases", "Open cases by state.", labels=["state"])
+        for state in reports.OPEN_STATES:
             cases.add_metric([state.value], view.cases.get(state.value, 0))
         yield cases
+        last_day = GaugeMetricFamily("postsale_cases_last_day", "Mails of the last 24 hours by state.", labels=["state"])
+        for state in CaseState:
+            last_day.add_metric([state.value], view.last_day.get(state.value, 0))
+        yield last_day
         outbox = GaugeMetricFamily("postsale_deliveries", "Deliveries that have not ended, by state.", labels=["state"])
         for name, count in view.deliveries.items():
             outbox.add_metric([name], count)

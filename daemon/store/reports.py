@@ -55,7 +55,8 @@ class Overview:
     """Everything that ``postsale status`` shows from the store."""
 
     folders: Sequence[FolderView]
-    cases: Mapping[str, int]  # by state
+    cases: Mapping[str, int]  # that are open, by state
+    last_day: Mapping[str, int]  # what became of the mails of the last 24 hours, by state
     deliveries: Mapping[str, int]  # not yet ended, by state
     oldest: WaitingCase | None
     next_deadline: WaitingCase | None
@@ -67,8 +68,8 @@ class Overview:
     playbook_version: str | None
 
 
-def overview(connection: Connection) -> Overview:
-    """The state of the service as the store knows it."""
+def overview(connection: Connection, *, now: datetime) -> Overview:
+    """The state of the service as the store knows it; costs the same however much there once was."""
     open_case = cases.c.state.in_([s.value for s in OPEN_STATES])
     newest = connection.execute(
         select(cases.c.model_version, cases.c.playbook_version)
@@ -92,7 +93,8 @@ def overview(connection: Connection) -> Overview:
                 ).order_by(folders.c.mailbox, folders.c.folder)
             )
         ],
-        cases=_counts(connection, cases.c.state),
+        cases=_counts(connection, cases.c.state, open_case),
+        last_day=_counts(connection, cases.c.state, cases.c.received_at > now - timedelta(hours=24)),
         deliveries=_counts(connection, outbox.c.state, outbox.c.state.in_(under_way)),
         oldest=_waiting(connection, open_case, cases.c.received_at),
         next_deadline=_waiting(connection, open_case & cases.c.deadline_at.is_not(None), cases.c.deadline_at),

@@ -301,6 +301,17 @@ attempts = Table(
     Column("reply", Text),
 )
 
+#: What models did on days that have ended (UTC). Of a day without mail there is one row without a label.
+label_days = Table(
+    "label_days",
+    metadata,
+    Column("day", String(10), primary_key=True),
+    Column("model_version", String(80), primary_key=True),
+    Column("label", String(80), primary_key=True),
+    Column("messages", Integer, nullable=False),
+    Column("abstained", Integer, nullable=False),  # left to people
+)
+
 ramps = Table(
     "ramps",
     metadata,
@@ -317,7 +328,7 @@ feedback = Table(
     metadata,
     Column("id", Id, primary_key=True, autoincrement=True),
     Column("case_id", ForeignKey("cases.id"), index=True),
-    Column("at", UtcDateTime, nullable=False),
+    Column("at", UtcDateTime, nullable=False, index=True),
     Column("by", String(80), nullable=False),
     Column("subject", Text),
     Column("text", Text),

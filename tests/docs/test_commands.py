@@ -325,7 +325,7 @@ class Operating(Scene):
             assert not any(c.startswith((b"UID STORE", b"STORE", b"APPEND")) for c in self.imap.commands)
             assert not self.smtp.taken
         elif "--json" in line:
-            assert json.loads(self.type(line))["cases"] == {"shadowed": 1}
+            assert json.loads(self.type(line))["last_day"] == {"shadowed": 1}
         elif "--out shop/report" in line:
             assert (self.cwd / "shop/report/report.html").is_file()
             assert (self.cwd / "shop/report/report.csv").is_file()

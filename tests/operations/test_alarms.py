@@ -27,7 +27,7 @@ from daemon.config import load
 from daemon.edges import credentials
 from daemon.errors import NeedsHuman
 from daemon.loops.loop import Pace
-from daemon.store import folders, labelling, reports
+from daemon.store import cases, folders, labelling
 from tests.fakes.faults import Fault, Kind
 from tests.fakes.imap import FakeImap
 from tests.fakes.smtp import FakeSmtp
@@ -355,7 +355,7 @@ async def _ready(app: App) -> None:
 
 def _cases(app: App) -> dict[str, int]:
     """How many cases there are of each state."""
-    return dict(app.database.read_now(reports.overview).cases)
+    return {state.value: number for state, number in app.database.read_now(cases.counts).items()}
 
 
 def _stored(app: App) -> int:

@@ -62,7 +62,8 @@ def test_metrics_hold_the_stores_counts_and_no_person(database: Database, clock:
     found = {(s.name, *s.labels.values()): s.value for f in text_string_to_metric_families(text) for s in f.samples}
     assert status == 200
     assert found["postsale_cases", "human"] == 1
-    assert found["postsale_cases", "sent"] == 0
+    assert found["postsale_cases_last_day", "human"] == 1
+    assert found["postsale_cases_last_day", "sent"] == 0
     assert found["postsale_mailbox_success_age_seconds", "shop"] == 300
     assert found[("postsale_next_deadline_seconds",)] == 20 * 3600 - 300
     assert found["postsale_loop_healthy", "idle-0"] == 1
