@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from daemon.commands.shared import open_config, say, say_json
+from daemon.commands.shared import PLACES, open_config, say, say_json
 from daemon.errors import PostsaleError
 from daemon.languages import REPLY_LANGUAGES
 from daemon.playbook import OpenPlaybook, check, open_playbook
@@ -17,10 +17,21 @@ from daemon.samples import Sample, load_samples, render_samples
 from daemon.steps import guard
 from daemon.vocab import Finding, Mode
 
-app = typer.Typer(help="The playbook: policies and reply templates.", no_args_is_help=True, add_completion=False)
+app = typer.Typer(
+    help="The playbook: policies and reply templates.",
+    no_args_is_help=True,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
 ConfigOption = Annotated[
-    Path | None, typer.Option("--config", help="Configuration whose playbook is meant. Unset: the shipped one.")
+    Path | None,
+    typer.Option(
+        "--config",
+        "-c",
+        envvar="POSTSALE_CONFIG",
+        help="Configuration whose playbook is meant. Default: config.toml here, then /etc/postsale/; the shipped playbook where there is none.",
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object instead of text.")]
 LanguageOption = Annotated[
@@ -32,7 +43,7 @@ CHANNELS = ("amazon", "ebay", "walmart", "etsy", "shopify", "own")
 
 
 def _open(config: Path | None) -> OpenPlaybook:
-    if config is None:
+    if config is None and not any(place.is_file() for place in PLACES):
         return open_playbook()
     chosen = open_config(config).playbook
     return open_playbook(chosen.path, chosen.templates)
@@ -60,7 +71,7 @@ def check_command(config: ConfigOption = None, language: LanguageOption = None, 
     else:
         for problem in problems:
             say(problem)
-        say(f"{len(opened.playbook.policies)} policies, {shown} sample replies, {len(problems)} problems")
+        say(f"{len(opened.playbook.policies)} policies, {shown} sample replies, {len(problems)} problems in {opened.templates}")
     if problems:
         raise typer.Exit(1)
 

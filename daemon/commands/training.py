@@ -21,7 +21,10 @@ from daemon.commands.shared import PLACES, open_config, say, say_json
 from daemon.config import ClassifierConfig, Config
 from daemon.errors import PostsaleError
 
-app = typer.Typer(help="Train, measure and manage classifiers.", no_args_is_help=True, add_completion=False)
+_HELP = {"help_option_names": ["-h", "--help"]}
+app = typer.Typer(
+    help="Train, measure and manage classifiers.", no_args_is_help=True, add_completion=False, context_settings=_HELP
+)
 models = typer.Typer(help="Trained models.", no_args_is_help=True)
 app.add_typer(models, name="models")
 

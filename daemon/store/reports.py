@@ -371,4 +371,7 @@ def business_lines(summary: Business) -> list[str]:
 
 def _hours(hours: float) -> str:
     """A time to answer as a person says it."""
-    return f"{hours:.1f} hours" if hours >= 2 else f"{max(1, round(hours * 60))} minutes"
+    if hours >= 2:
+        return f"{hours:.1f} hours"
+    minutes = round(hours * 60)
+    return f"{minutes} minutes" if minutes > 1 else "a minute"
