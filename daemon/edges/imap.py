@@ -20,11 +20,11 @@ import re
 import select
 import socket
 import ssl
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from imapclient import IMAPClient, SocketTimeout, exceptions, imap_utf7
 from imapclient.imap4 import IMAP4WithTimeout
@@ -45,6 +45,8 @@ T = TypeVar("T")
 HEAD_BYTES = 262_144
 #: UIDs that one SEARCH may return; a response line of a million bytes ends the connection.
 SEARCH_WINDOW = 50_000
+#: UIDs at the end of the Sent folder among which the newest mails are looked for, whatever gaps deleted ones have left.
+NEWEST_WINDOW = 5_000
 #: Slowest server that is waited for, bytes a second.
 SLOWEST = 10_000
 CLIENT_NAME = {"name": "Postsale", "vendor": "Postsale"}
@@ -440,20 +442,20 @@ class Imap:
         folder = self._sent_folder(client)
         if folder is None:
             return False
-        client.select_folder(folder, readonly=True)
+        opened = client.select_folder(folder, readonly=True)
         day = since - timedelta(days=1)  # the server may count days in another zone
         for field in _MESSAGE_ID_FIELDS:
             hits = client.search(["SINCE", day, "HEADER", field, _safe(message_id)])
             if self._among(client, hits[-50:], message_id):
                 return True
-        return self._among(client, sorted(client.search(["SINCE", day]))[-500:], message_id)
+        return self._among(client, _newest(client, opened, day)[-500:], message_id)
 
     def _answered(self, client: _Client, wanted: set[str], since: date) -> set[str]:
         folder = self._sent_folder(client)
         if folder is None:
             return set()
-        client.select_folder(folder, readonly=True)
-        uids = sorted(client.search(["SINCE", since - timedelta(days=1)]))[-1000:]
+        opened = client.select_folder(folder, readonly=True)
+        uids = _newest(client, opened, since - timedelta(days=1))[-1000:]
         if not uids:
             return set()
         found: set[str] = set()
@@ -472,6 +474,16 @@ class Imap:
                 if key.startswith(b"BODY[") and value and _holds(value, message_id):
                     return True
         return False
+
+
+def _newest(client: _Client, opened: Mapping[bytes, Any], day: date) -> list[int]:
+    """UIDs of the newest mails of the selected folder, of that day or later, ascending.
+
+    Only the end of the list is asked for: all that a busy shop sends in a day would be the largest thing in memory.
+    """
+    beyond = opened.get(b"UIDNEXT")
+    last = ["UID", f"{max(1, beyond - NEWEST_WINDOW)}:*"] if beyond else []
+    return sorted(client.search([*last, "SINCE", day]))
 
 
 def _holds(header: bytes, message_id: str) -> bool:

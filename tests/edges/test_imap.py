@@ -369,6 +369,14 @@ async def test_a_huge_folder_is_searched_in_windows(server: FakeImap, imap: Imap
     assert windows == [b"UID 1:50000", b"UID 50001:100000", b"UID 100001:120000"]
 
 
+async def test_of_a_huge_sent_folder_only_the_end_is_listed(server: FakeImap, imap: Imap) -> None:
+    server.folders["Sent"].next_uid = 120_001
+    assert not await imap.find_in_sent("<1@buyers.test>", since=TODAY)
+    assert await imap.answered_in_sent(["<1@buyers.test>"], since=TODAY) == set()
+    lists = [c.split(b"UID SEARCH ")[1].split(b" SINCE")[0] for c in server.commands if b"SINCE" in c and b"HEADER" not in c]
+    assert lists == [b"UID 115001:*"] * 2
+
+
 async def test_no_uidvalidity_stops_with_a_reason(server: FakeImap, imap: Imap) -> None:
     server.forget_uidvalidity = True
     with pytest.raises(FolderMissing, match="UIDVALIDITY"):
