@@ -113,7 +113,7 @@ def _spaced_terms(text: str) -> Iterator[tuple[Flag, str]]:
     lists = _lists()
     tokens = [(match.group(), *match.span()) for match in _TOKEN.finditer(text)][:_MOST_TOKENS]
     for index, (token, start, _) in enumerate(tokens):
-        for term in _known_terms(token) if len(token) <= _WORD_LENGTH else _terms(token):
+        for term in _known_terms(token) if token.isalpha() and len(token) <= _WORD_LENGTH else _terms(token):
             last = _match_rest(text, tokens, index, term.rest)
             if last is not None and not (term.flag in lists.negatable and _negated(text, tokens, index)):
                 yield term.flag, text[start : tokens[last][2]]
@@ -129,7 +129,7 @@ def _terms(token: str) -> tuple[_Term, ...]:
 
 
 _WORD_LENGTH: Final = 30
-_known_terms: Final = lru_cache(maxsize=8192)(_terms)  # a language has few words, and they come again
+_known_terms: Final = lru_cache(maxsize=8192)(_terms)  # a language has few words, and they come again; numbers do not
 
 
 def _match_rest(text: str, tokens: list[tuple[str, int, int]], index: int, rest: tuple[str, ...]) -> int | None:
