@@ -166,6 +166,8 @@ def build(database: Database, count: int) -> None:
         bench.progress(f"  indexes: {time.perf_counter() - began:.1f} s")
 
     database.write_now(unit)
+    while database.write_now(lambda c: labelling.close_day(c, now=NOW)):  # as the service does each night
+        pass
     if not database.is_sqlite:
         with database.session() as connection:
             connection.execute(text("VACUUM ANALYZE"))

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, event
 
-from daemon.store import cases, forgetting, outbox, requests
+from daemon.store import cases, forgetting, labelling, outbox, reports, requests
 from daemon.store.db import Database
 from daemon.store.migrate import upgrade
 from daemon.store.tables import metadata
@@ -162,3 +162,18 @@ def test_mail_of_ours_is_found_by_its_names_however_many_they_are(tmp_path: Path
     assert {step for step in plans if "outbox" in step} == {
         "SEARCH outbox USING INDEX sqlite_autoindex_outbox_2 (message_id=?)"
     }
+
+
+def test_status_goes_by_what_is_open_and_by_the_last_day(tmp_path: Path) -> None:
+    def work(c: Connection) -> None:
+        reports.overview(c, now=NOW)
+        labelling.labelling(c, now=NOW, model_version="m")
+
+    _, plans = _asked_by(tmp_path, work)
+    for step in plans:
+        for large in ("cases", "outbox", "records", "feedback"):
+            if (
+                f" {large}" in step and step != "SCAN cases"
+            ):  # the newest case that was judged: from the end, at most a few rows
+                assert step.startswith("SEARCH"), step
+                assert any(key in step for key in ("state=?", "rowid=?", "received_at>?", "at>?")), step
