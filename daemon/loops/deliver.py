@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
 from itertools import islice
@@ -83,7 +83,7 @@ class _Attempt:
     row: Delivery
     task: asyncio.Task[None] | None = None
     granted: bool = False  # body bytes may have left: it must not be broken off
-    over: bool = False  # its outcome is being written down
+    over: asyncio.Event = field(default_factory=asyncio.Event)  # its outcome is known, and is being written down
 
 
 class Deliver(Loop):
@@ -174,7 +174,7 @@ class Deliver(Loop):
         ends = loop.time() + STOP_GRACE_SECONDS
         while loop.time() < ends:
             for attempt in list(self._under_way.values()):
-                if attempt.task is not None and not attempt.granted and not attempt.over:
+                if attempt.task is not None and not attempt.granted and not attempt.over.is_set():
                     attempt.task.cancel()
             # again, since wait_for of Python 3.11 forgets a cancellation that comes as its wait ends
             await asyncio.sleep(STOP_AGAIN_SECONDS)
@@ -248,14 +248,25 @@ class Deliver(Loop):
         done = 0
 
         async def serve() -> None:
-            """One connection's worth of work: what is next, as long as there is any."""
+            """One connection's worth of work: what is next, as long as there is any.
+
+            The outcome of one is written down in the commit that claims the next, which does not start before that.
+            """
             nonlocal done
-            while rows and self._may_send():
-                attempt = await self._begin(rows.popleft(), rows)
-                if attempt is not None:
-                    done += 1
-                    await self._carry_out(attempt)
-                self.beat()
+            before: asyncio.Future[None] | None = None
+            try:
+                while rows and self._may_send():
+                    attempt = await self._begin(rows.popleft(), rows)
+                    if before is not None:
+                        await asyncio.shield(before)
+                    before = None
+                    if attempt is not None:
+                        done += 1
+                        before = await self._carry_out(attempt)
+                    self.beat()
+            finally:
+                if before is not None:
+                    await asyncio.shield(before)
 
         # each sees its own mails through, whatever becomes of another's
         ended = await asyncio.gather(*(serve() for _ in range(self._max_connections)), return_exceptions=True)
@@ -364,10 +375,13 @@ class Deliver(Loop):
             return now + BEING_READ_WAIT
         return None if overtaken is None else _Verdict(CaseState.WITHDRAWN, overtaken)
 
-    async def _carry_out(self, attempt: _Attempt) -> None:
+    async def _carry_out(self, attempt: _Attempt) -> asyncio.Future[None]:
+        """Have the conversation; returns the task that then writes its outcome down."""
         attempt.task = asyncio.create_task(self._attempt(attempt), name=f"send:{attempt.row.id}")
+        attempt.task.add_done_callback(lambda _: attempt.over.set())  # also when it is cancelled before it began
         self._under_way[attempt.row.id] = attempt
-        await asyncio.shield(attempt.task)  # a caller that is cancelled leaves the conversation to end by itself
+        await attempt.over.wait()  # a caller that is cancelled leaves the conversation to end by itself
+        return attempt.task
 
     async def _attempt(self, attempt: _Attempt) -> None:
         """One SMTP conversation, and its outcome written down whatever it takes."""
@@ -379,7 +393,7 @@ class Deliver(Loop):
             settle = await self._converse(attempt)
         except asyncio.CancelledError:  # the service stops and no byte has left
             settle = self._as_postponed(row, self.clock.now(), "the service stopped")
-        attempt.over = True
+        attempt.over.set()
         try:
             await self._settle(settle)
         finally:
