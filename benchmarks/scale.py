@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from sqlalchemy import Connection, event, text
 
 from benchmarks import bench
-from daemon.store import cases, drafts, folders, labelling, orders, outbox, reports, requests, settings
+from daemon.store import cases, drafts, folders, forgetting, labelling, orders, outbox, reports, requests, settings
 from daemon.store.db import Database
 from daemon.store.migrate import upgrade
 from daemon.vocab import CaseState, DeliveryKind, DraftState, Kind, Outgoing, RawMail
@@ -272,6 +272,12 @@ def upkeep(connection: Connection, count: int) -> None:
     outbox.forget_notices(connection, before=NOW)
 
 
+def retention(connection: Connection, count: int) -> None:
+    """The hourly round of retention when nothing has become due."""
+    assert not forgetting.purge_content(connection, now=NOW, days=31, days_by_marketplace={"amazon": 31})
+    assert not forgetting.purge_cases(connection, now=NOW, days=1000)
+
+
 def status(connection: Connection, count: int) -> None:
     """What `postsale status` asks."""
     reports.overview(connection, now=NOW)
@@ -290,6 +296,7 @@ STEPS: dict[str, Callable[[Connection, int], None]] = {
     "a mail taken in: store, claim, understand, settle": take_in,
     "a reply sent: queue, looks, claim, two outcomes": send,
     "round of upkeep": upkeep,
+    "round of retention, nothing due": retention,
     "status": status,
     "status: labels of 30 days": status_labelling,
 }
