@@ -48,15 +48,6 @@ class Service:
     outcomes: dict[str, int]
 
 
-def states(database: Path) -> dict[str, int]:
-    """How many cases stand in each state."""
-    with sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=30) as connection:
-        try:
-            return dict(connection.execute("SELECT state, count(*) FROM cases GROUP BY state").fetchall())
-        except sqlite3.OperationalError:  # not migrated yet
-            return {}
-
-
 def first_contact(database: Path) -> bool:
     with sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=30) as connection:
         return bool(connection.execute("SELECT count(*) FROM folders WHERE last_success_at IS NOT NULL").fetchone()[0])
@@ -78,7 +69,7 @@ def service_run(folder: Path, config: Path, count: int, home: Path, mails: list[
         last: dict[str, int] = {}
         moved = began
         while True:
-            now = states(database)
+            now = bench.states(database)
             if now != last:
                 last, moved = now, time.perf_counter()
             elif time.perf_counter() - moved > PATIENCE:
@@ -100,7 +91,7 @@ def service_run(folder: Path, config: Path, count: int, home: Path, mails: list[
         cpu=after.cpu_seconds - before.cpu_seconds,
         idle_mb=idle.memory_mb,
         peak_mb=max(peak, after.memory_mb),
-        outcomes=states(database),
+        outcomes=bench.states(database),
     )
 
 

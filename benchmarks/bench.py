@@ -11,6 +11,7 @@ import resource
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -70,6 +71,15 @@ _HEAD = """# Performance
 
 Every section is written by the command that it names, from the run that it describes.
 """
+
+
+def states(database: Path) -> dict[str, int]:
+    """How many cases stand in each state."""
+    with sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=30) as connection:
+        try:
+            return dict(connection.execute("SELECT state, count(*) FROM cases GROUP BY state").fetchall())
+        except sqlite3.OperationalError:  # not migrated yet
+            return {}
 
 
 def fill_maildir(home: Path, mails: Iterable[bytes]) -> int:
