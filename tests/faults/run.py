@@ -339,9 +339,8 @@ def table(report: Report) -> str:
             f"{early:.0f} and {late:.0f} bytes a mail (first and second half), "
             f"write-ahead log at most {max(log for _, _, log in total.database_bytes) / 1e6:.1f} MB."
         )
-    if report.only:
-        report.left_out.append(f"all plans but {', '.join(report.only)}")
-    lines += [f"- Left out: {what}." for what in report.left_out]
+    left_out = [*report.left_out, *([f"all plans but {', '.join(report.only)}"] if report.only else [])]
+    lines += [f"- Left out: {what}." for what in left_out]
     lines += [f"- Could not be carried out: {what}." for what in report.failed]
     return "\n".join(lines)
 
