@@ -102,12 +102,13 @@ class Advance(Loop):
         return pace
 
     async def _last_few(self, claimed: Sequence[Claimed]) -> Pace:
-        """Less than a batch; none at all, and it is time to ask when the next one is due."""
+        """Less than a batch, so that nothing is left until more arrives or what waits is due."""
         if claimed:
             await self._advance(claimed)
-            return Pace(len(claimed))
+            if claimed[0].more:
+                return Pace(len(claimed))
         due = await self._db.read(cases.next_due)
-        return Pace(0, None if due is None else max(0.0, (due - self.clock.now()).total_seconds()))
+        return Pace(len(claimed), None if due is None else max(0.0, (due - self.clock.now()).total_seconds()), all=True)
 
     async def _backlog(self, claimed: Sequence[Claimed]) -> Pace:
         return Pace(sum(await asyncio.gather(self._lane(claimed), *(self._lane(()) for _ in range(LANES - 1)))))

@@ -178,7 +178,8 @@ class Ingest(Loop):
         rescan = self._rescanned_at is None or self.clock.monotonic() - self._rescanned_at >= RESCAN_SECONDS
         if rescan:
             uids = sorted({*uids, *await self._recent(place, newest)})
-        taken = await self._take(place, await self._database.read(lambda c: folders.unknown_uids(c, place, uids)))
+        unknown = await self._database.read(lambda c: folders.unknown_uids(c, place, uids)) if uids else ()
+        taken = await self._take(place, unknown)
         if rescan:
             self._rescanned_at = self.clock.monotonic()
         await self._note_success()

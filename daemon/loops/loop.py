@@ -17,10 +17,14 @@ from daemon.clock import Clock
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How a step went: how many things it did, and in how many seconds the next one is due (None: when woken)."""
+    """How a step went: how many things it did, and in how many seconds the next one is due (None: when woken).
+
+    Where something was done the next step comes at once, unless that was ``all`` there was.
+    """
 
     done: int
     next_seconds: float | None = None
+    all: bool = False
 
 
 class Loop(ABC):
@@ -64,7 +68,7 @@ class Loop(ABC):
                 self._woken.clear()
                 pace = await self.step()
                 self.beat()
-                if pace.done:
+                if pace.done and not pace.all:
                     await asyncio.sleep(0)  # there may be more; let the others run first
                     continue
                 seconds = self.idle_seconds if pace.next_seconds is None else min(pace.next_seconds, self.idle_seconds)

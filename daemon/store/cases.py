@@ -153,6 +153,7 @@ class Claimed:
     internal_date: datetime | None
     received_at: datetime
     attempts: int  # this one included
+    more: bool = False  # others want to be read that could not be taken along
 
 
 def claim(
@@ -206,6 +207,7 @@ def claim(
             internal_date=row.internal_date,
             received_at=row.received_at,
             attempts=row.attempts,
+            more=len(taken) < len(rows),
         )
         for row in found
     ]
