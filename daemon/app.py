@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import gc
 import os
 import secrets
 import signal
@@ -328,6 +329,7 @@ class App:
             scheduler.add_job(loop.wake, "interval", seconds=loop.idle_seconds, misfire_grace_time=None, coalesce=True)
         scheduler.add_job(self._watch_model, "interval", seconds=5, misfire_grace_time=None, coalesce=True)
         scheduler.start()
+        gc.freeze()  # what is there now stays; to look through it again would stop everything for a tenth of a second
         self.notifier.ready()
         log.info("service.ready", mailboxes=len(self.config.mailboxes), mode=self.config.service.mode.value)
         try:
