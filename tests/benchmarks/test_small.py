@@ -124,5 +124,5 @@ def test_a_small_scale_is_measured(flags: list[str]) -> None:
         except NotInstalled as error:
             left_out(error)
     result = run("scale", "--cases", "400", "--small", "200", "--repeats", "1", "--plans", *flags)
-    assert len(result["times_ms"]) == 8
+    assert len(result["times_ms"]) == 9
     assert all(len(found["large"]) == 1 and found["large"][0] > 0 for found in result["times_ms"].values())
