@@ -203,6 +203,7 @@ class Advance(Loop):
                 log.warning("approval.postponed", case_id=case.case_id, problem=str(error))
             self._on_queued()
             self._on_waiting()
+            self.wake()  # the word may have been to have a case read again
         elif item.gist.notice in (Notice.BOUNCE, Notice.NOT_SENT):
             await self._refused_later(item)
         elif item.gist.notice is Notice.OWN_COPY:

@@ -80,7 +80,7 @@ def test_a_kept_folder_answers_the_operators_commands(played: tuple[dict[str, di
     config = str(played[1] / "config.toml")
     command = [sys.executable, "-m", "daemon", "status", "--json", "--config", config]
     status = json.loads(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
-    assert sum(status["cases"].values()) >= len(played[0])
+    assert sum(status["last_day"].values()) >= len(played[0])
     assert status["broken"] == []
 
 
