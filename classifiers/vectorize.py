@@ -3,7 +3,8 @@
 Words carry what is said, character n-grams carry word stems, compounds and
 typing errors, and the whole of Japanese and Chinese, which write no spaces.
 The subject is kept apart from the body because buyers pick it from a menu.
-Cues are the hand-written concepts of ``classifiers/cues``. Standard library
+Pairs are of beginnings of words that stand near each other, for label sets
+whose labels differ by what two words mean together. Cues are the hand-written concepts of ``classifiers/cues``. Standard library
 only: a labelling process imports this.
 """
 
@@ -19,25 +20,29 @@ from classifiers.document import Document
 from classifiers.normalize import has_cjk, is_cjk, normalize, runs
 
 #: Version of normalisation and analysis; a model made by another one is refused.
-ANALYSIS = 1
+ANALYSIS = 2
 
 _TOKEN = re.compile(r"[^\W_]+(?:'[^\W_]+)*|[\ue000-\ue006]|[?!]+|[\u2600-\u27bf\U0001f300-\U0001faff]")
 
 #: n-gram lengths: of characters in words, of characters in unspaced script, of whole words.
 CHARS_MAX = 5
 CJK_MAX = 4
+#: Letters of a word that count in a pair, so that its endings do not, and how many words on its partner may stand.
+STEM = 4
+REACH = 8
 
 Bag = dict[str, int]
 
 
 class Analysis(NamedTuple):
-    """Counted terms per block, and how many tokens there were to know."""
+    """Counted terms per block."""
 
     words: Bag
     chars: Bag
     subject_words: Bag
     subject_chars: Bag
     cues: Bag
+    pairs: Bag
 
 
 BLOCKS = Analysis._fields
@@ -77,6 +82,22 @@ def char_terms(found: Iterable[str]) -> Bag:
     return Counter(term for token in found for term in ngrams(token))
 
 
+def pair_terms(found: Iterable[str]) -> Bag:
+    """Pairs of beginnings of words that stand within reach of each other, in either order; unspaced runs are left out."""
+    bag: Bag = {}
+    before: list[str] = []
+    for token in found:
+        if is_cjk(token[0]):
+            continue
+        stem = token[:STEM]
+        for other in before:
+            if other != stem:
+                pair = f"{other} {stem}" if other < stem else f"{stem} {other}"
+                bag[pair] = bag.get(pair, 0) + 1
+        before = [*before[1 - REACH :], stem]
+    return bag
+
+
 class Texts(NamedTuple):
     """A document made comparable, and its tokens."""
 
@@ -97,8 +118,8 @@ def cue_terms(found: Texts, cues: Cues) -> Bag:
     return cues.terms(found.body) | cues.terms(found.subject, "subject:")
 
 
-def analyse(document: Document, cues: Cues) -> Analysis:
-    """The counted terms of a document."""
+def analyse(document: Document, cues: Cues, *, pairs: bool = False) -> Analysis:
+    """The counted terms of a document; those of ``pairs``, which are many, only where they are wanted."""
     found = texts(document)
     return Analysis(
         words=word_terms(found.body_tokens),
@@ -106,4 +127,5 @@ def analyse(document: Document, cues: Cues) -> Analysis:
         subject_words=word_terms(found.subject_tokens),
         subject_chars=char_terms(found.subject_tokens),
         cues=cue_terms(found, cues),
+        pairs=pair_terms(found.body_tokens) if pairs else {},
     )

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from classifiers.document import Document
 from classifiers.normalize import MAX_CHARS, normalize, shown
-from classifiers.vectorize import char_terms, tokens, word_terms
+from classifiers.vectorize import REACH, char_terms, pair_terms, tokens, word_terms
 
 
 @pytest.mark.parametrize(
@@ -51,3 +51,10 @@ def test_unspaced_script_becomes_characters_and_words_become_both() -> None:
     assert set(word_terms(found)) == {"return", "iphone"}
     assert {"した", "たい", " return"[:5], "したい"} <= set(char_terms(found))
     assert Document("x").subject == ""
+
+
+def test_words_near_each_other_are_paired_by_their_beginnings_in_either_order() -> None:
+    assert pair_terms(tokens("cards declined")) == pair_terms(tokens("declining card")) == {"card decl": 1}
+    assert pair_terms(tokens("card cards 注文 declined")) == {"card decl": 2}
+    assert len(pair_terms([f"{n:04}" for n in range(20)])) == sum(min(n, REACH) for n in range(20))
+    assert pair_terms([]) == {}

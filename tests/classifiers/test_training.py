@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from email.message import EmailMessage
@@ -21,7 +22,7 @@ from classifiers.document import Document
 from classifiers.errors import DataRefused, ModelRefused
 from classifiers.evaluate import auroc, coverage, evaluate
 from classifiers.inference import MODEL_FILE, Model, load
-from classifiers.train import Trained, fitting_starter, train
+from classifiers.train import BAYES_SMOOTHING, Trained, fit_linear, fitting_starter, train
 from classifiers.vectorize import BLOCKS, analyse
 from daemon.cli import app
 
@@ -66,22 +67,57 @@ def test_starter_messages_come_along_where_labels_fit() -> None:
     ]
 
 
-def test_exported_form_equals_scikit_learn(trained: Trained) -> None:
-    cues = Cues(trained.model.head.cues)
-    documents = [e.document for e in own_mail()]
-    analyses = [analyse(d, cues) for d in documents]
+@pytest.fixture(scope="module")
+def trained_on_pairs() -> Trained:
+    """Trained on so much mail that pairs of words are looked at."""
+    kinds = ("cash", "card", "bill", "coin", "cheque", "voucher", "loan", "fee", "fine")
+    return train(
+        [
+            Example(Document(f"{start} {kind} {colour} {end}"), label, ident=f"{label} {start} {kind} {colour}")
+            for label, end in (("lost", "cannot be found"), ("found", "was found again"), ("new", "shall be opened 新しい口座"))
+            for kind in kinds
+            for colour in COLOURS
+            for start in ("hello my", "my own", "please our", "sir that", "hi this", "well a", "now one")
+        ]
+    )
+
+
+@pytest.mark.parametrize("scorer", ["numpy", "plain"])
+@pytest.mark.parametrize("name", ["trained", "trained_on_pairs"])
+def test_exported_form_equals_scikit_learn(
+    name: str, scorer: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: Trained = request.getfixturevalue(name)
+    model = made.model
+    assert ("pairs" in made.estimator["vocabulary"]) == (name == "trained_on_pairs")
+    cues = Cues(model.head.cues)
+    documents = [e.document for e in made.examples[:: len(made.examples) // 100]]
+    documents.append(Document("found again: the voucher that i had lost, and (still) the card of my own blue loan. 新しい口座"))
+    analyses = [analyse(d, cues, pairs=True) for d in documents]
     parts = []
-    for block, _, weight in trained.model.head.blocks:
-        terms = {t: at for at, t in enumerate(trained.estimator["vocabulary"][block].split("\n"))}
+    for block, _, weight in model.head.blocks:
+        terms = {t: at for at, t in enumerate(made.estimator["vocabulary"][block].split("\n"))}
         counts = sp.lil_matrix((len(documents), len(terms)))
         for row, analysis in enumerate(analyses):
             for term, tf in analysis[BLOCKS.index(block)].items():
                 if term in terms:
                     counts[row, terms[term]] = tf
-        parts.append(weight * trained.estimator["tfidf"][block].transform(counts.tocsr()))
-    expected = trained.estimator["classifier"].predict_proba(sp.hstack(parts).tocsr())
-    got = np.array([trained.model.probabilities(d) for d in documents])
+        parts.append(weight * made.estimator["tfidf"][block].transform(counts.tocsr()))
+    expected = made.estimator["classifier"].predict_proba(sp.hstack(parts).tocsr())
+    if scorer == "plain":
+        monkeypatch.delitem(sys.modules, "numpy")
+    got = np.array([model.probabilities(d) for d in documents])
     assert np.abs(got - expected).max() < 1e-6
+
+
+def test_naive_bayes_has_its_share_in_a_machine() -> None:
+    """By hand: each class has one term, twice; the logarithms of its two chances lie as far apart as their mean is from each."""
+    matrix = sp.csr_matrix(np.eye(2)[[0, 0, 1, 1]])
+    labels, ones = np.array(["a", "a", "b", "b"]), np.ones(4)
+    without, _ = fit_linear(matrix, labels, ["a", "b"], ones, ones, 0.0)
+    coef, _ = fit_linear(matrix, labels, ["a", "b"], ones, ones, 0.5)
+    half = 0.5 * np.log((2 + BAYES_SMOOTHING) / BAYES_SMOOTHING) / 2
+    assert coef - without == pytest.approx(np.array([[half, -half], [-half, half]]))
 
 
 def test_two_classes_equal_scikit_learn_too() -> None:
