@@ -20,7 +20,7 @@ from sqlalchemy import Connection, Row, bindparam, func, insert, select, update
 from daemon.store import cases as one_by_one
 from daemon.store import feedback, outbox, threads
 from daemon.store.cases import ACTOR, Context, Settlement, Understood
-from daemon.store.dialect import insert_new, locked, padded, upsert_many
+from daemon.store.dialect import insert_new, locked, padded, parameters, upsert_many
 from daemon.store.drafts import NewDraft, draft_row
 from daemon.store.outbox import FirstReply
 from daemon.store.tables import cases, drafts, events, records, thread_keys
@@ -161,7 +161,7 @@ def _understand_strangers(
         insert_new(connection, thread_keys, [{"mailbox": mailbox, "key": d, "thread_id": t} for t, d in keys])
         histories = one_by_one.histories(connection, mailbox, [asked.what.sender for asked in members], now=now)
         values = [_understood(asked, rows[asked.case_id], thread_of[asked.case_id]) for asked in members]
-        connection.execute(_UNDERSTOOD, values)
+        connection.execute(_UNDERSTOOD, parameters(values))
         for asked in members:
             history, row = histories[asked.what.sender], rows[asked.case_id]
             itself = row.received_at > now - CAP_DAY
@@ -237,14 +237,15 @@ def settle_many(connection: Connection, batch: Sequence[Filing], *, worker: str,
     held = [f for f in batch if _as_seen(rows.get(f.settlement.case_id), f)]
     if not held:
         return []
-    changed = connection.execute(_MOVE, [_moved(filing, rows[filing.settlement.case_id].revision, now) for filing in held])
+    moves = [_moved(filing, rows[filing.settlement.case_id].revision, now) for filing in held]
+    changed = connection.execute(_MOVE, parameters(moves))
     if changed.rowcount not in {len(held), -1}:
         raise StaleMove("a case of the batch was moved meanwhile")
-    connection.execute(_EVENT, [_event(filing.settlement, now) for filing in held])
+    connection.execute(_EVENT, parameters([_event(filing.settlement, now) for filing in held]))
     upsert_many(connection, records, "case_id", [_record(filing.settlement) for filing in held])
     fresh = [draft_row(filing.draft, filing.draft_state, now) for filing in held if filing.draft is not None]
     if fresh:
-        connection.execute(_DRAFT, fresh)
+        connection.execute(_DRAFT, parameters(fresh))
     leaving = [filing.reply for filing in held if filing.reply is not None]
     if leaving:
         outbox.enqueue_first(connection, leaving, now=now)

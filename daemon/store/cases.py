@@ -22,7 +22,7 @@ from sqlalchemy import ColumnElement, Connection, and_, bindparam, func, insert,
 from sqlalchemy import case as sql_case
 
 from daemon.store import folders, outbox, threads
-from daemon.store.dialect import insert_many_new, locked, padded, serialise, storable, upsert
+from daemon.store.dialect import insert_many_new, locked, padded, parameters, serialise, storable, upsert
 from daemon.store.tables import cases, events, feedback, raw_mail, records
 from daemon.store.tables import outbox as outbox_table
 from daemon.store.transitions import StaleMove, move_case
@@ -71,17 +71,16 @@ def receive(connection: Connection, batch: Sequence[RawMail], *, now: datetime) 
     """
     made: list[int] = []
     for (mailbox, folder), mails in _by_folder(batch).items():
-        place = folders.get(connection, mailbox, folder)
-        if place is None or any(mail.uidvalidity != place.uidvalidity for mail in mails):
-            raise ValueError(f"{mailbox}/{folder} is not in epoch {mails[0].uidvalidity}")
-        stored = insert_many_new(connection, cases, [_row(mail, place, now) for mail in mails], cases.c.id, cases.c.uid)
+        [epoch] = {mail.uidvalidity for mail in mails}
+        review_uid = folders.mail_came(connection, mailbox, folder, epoch, [mail.uid for mail in mails], now=now)
+        rows = [_row(mail, review_uid, now) for mail in mails]
+        stored = insert_many_new(connection, cases, rows, cases.c.id, cases.c.uid)
         ids = {row.uid: row.id for row in stored}
         new = [(ids.pop(mail.uid), mail.raw) for mail in mails if mail.uid in ids]
         if new:
-            connection.execute(_RAW_MAIL, [{"case_id": case_id, "body": raw} for case_id, raw in new])
-            connection.execute(_EVENT, [_arrival(case_id, now) for case_id, _ in new])
+            connection.execute(_RAW_MAIL, parameters([{"case_id": case_id, "body": raw} for case_id, raw in new]))
+            connection.execute(_EVENT, parameters([_arrival(case_id, now) for case_id, _ in new]))
         made.extend(case_id for case_id, _ in new)
-        folders.mail_came(connection, mailbox, folder, place.uidvalidity, [mail.uid for mail in mails], now=now)
     return Received(tuple(made), len(batch) - len(made))
 
 
@@ -96,7 +95,7 @@ def _by_folder(batch: Sequence[RawMail]) -> dict[tuple[str, str], list[RawMail]]
     return grouped
 
 
-def _row(mail: RawMail, place: folders.Folder, now: datetime) -> dict[str, Any]:
+def _row(mail: RawMail, review_uid: int, now: datetime) -> dict[str, Any]:
     found = _MESSAGE_ID.search(_header_block(mail.raw))
     return {
         "mailbox": mail.mailbox,
@@ -107,7 +106,7 @@ def _row(mail: RawMail, place: folders.Folder, now: datetime) -> dict[str, Any]:
         "raw_sha256": hashlib.sha256(mail.raw).hexdigest(),
         "size": mail.size or len(mail.raw),
         "truncated": mail.truncated,
-        "review": mail.uid <= place.review_uid,
+        "review": mail.uid <= review_uid,
         "internal_date": mail.internal_date,
         "received_at": now,
         "state": CaseState.RECEIVED.value,

@@ -25,7 +25,7 @@ def storable(text: str, length: int | None = None) -> str:
 def insert_new(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
     """Insert rows, leaving out those that a unique key already knows."""
     if rows:
-        connection.execute(_insert_new(connection.dialect.name, table), _parameters(rows))
+        connection.execute(_insert_new(connection.dialect.name, table), parameters(rows))
 
 
 def padded(values: Collection[T]) -> list[T]:
@@ -35,6 +35,11 @@ def padded(values: Collection[T]) -> list[T]:
     """
     listed = list(values)
     return listed + listed[-1:] * ((1 << (len(listed) - 1).bit_length()) - len(listed)) if listed else []
+
+
+def parameters(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | list[dict[str, Any]]:
+    """One row by itself spares the driver's way for many."""
+    return dict(rows[0]) if len(rows) == 1 else [dict(row) for row in rows]
 
 
 def insert_one_new(connection: Connection, table: Table, row: Mapping[str, Any]) -> int | None:
@@ -49,7 +54,7 @@ def insert_many_new(
     """Insert rows in their order and return ``columns`` of those that no unique key knew already."""
     if not rows:
         return []
-    return connection.execute(_insert_new(connection.dialect.name, table, columns), _parameters(rows)).all()
+    return connection.execute(_insert_new(connection.dialect.name, table, columns), parameters(rows)).all()
 
 
 def upsert(connection: Connection, table: Table, key: Mapping[str, Any], values: Mapping[str, Any]) -> None:
@@ -61,7 +66,7 @@ def upsert_many(connection: Connection, table: Table, key: str, rows: Sequence[M
     """Insert rows that all have the same columns, or set these columns where the key is known already."""
     if rows:
         fresh = tuple(name for name in rows[0] if name != key)
-        connection.execute(_upsert(connection.dialect.name, table, (key,), fresh), _parameters(rows))
+        connection.execute(_upsert(connection.dialect.name, table, (key,), fresh), parameters(rows))
 
 
 def locked(connection: Connection, query: Select[Any]) -> Select[Any]:
@@ -100,8 +105,3 @@ def _upsert(dialect: str, table: Table, key: tuple[str, ...], fresh: tuple[str, 
 
 def _insert(dialect: str, table: Table) -> postgresql.Insert | sqlite.Insert:
     return postgresql.insert(table) if dialect == "postgresql" else sqlite.insert(table)
-
-
-def _parameters(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | list[dict[str, Any]]:
-    """One row by itself spares the driver's way for many."""
-    return dict(rows[0]) if len(rows) == 1 else [dict(row) for row in rows]

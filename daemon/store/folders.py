@@ -117,10 +117,16 @@ def failed(connection: Connection, mailbox: str, folder: str, *, error: str, now
 
 def mail_came(
     connection: Connection, mailbox: str, folder: str, uidvalidity: int, uids: Sequence[int], *, now: datetime
-) -> None:
-    """Move the cursor past these UIDs, never backwards and only in the epoch that they are from."""
+) -> int:
+    """Move the cursor past these UIDs, never backwards; returns the folder's ``review_uid``.
+
+    Raises ValueError when the folder is not in the epoch that they are from: they mean other messages by now.
+    """
     asked = {"of_mailbox": mailbox, "of_folder": folder, "epoch": uidvalidity}
-    connection.execute(_MAIL_CAME, {**asked, "newest": max(uids), "now": now})
+    review_uid: int | None = connection.execute(_MAIL_CAME, {**asked, "newest": max(uids), "now": now}).scalar_one_or_none()
+    if review_uid is None:
+        raise ValueError(f"{mailbox}/{folder} is not in epoch {uidvalidity}")
+    return review_uid
 
 
 # Made once: these run at every look into a folder, and putting a statement together costs more than running it.
@@ -148,4 +154,5 @@ _MAIL_CAME = (
         last_uid=sql_case((folders.c.last_uid < bindparam("newest"), bindparam("newest")), else_=folders.c.last_uid),
         last_mail_at=bindparam("now"),
     )
+    .returning(folders.c.review_uid)
 )
