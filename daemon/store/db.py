@@ -95,15 +95,14 @@ class Database:
         Cancelling the caller does not cancel the unit.
         """
         loop = asyncio.get_running_loop()
-        asked: asyncio.Future[T] = loop.create_future()
-        asked.add_done_callback(_heard)
+        asked: asyncio.Future[T] = loop.create_future()  # a caller that is cancelled takes this along, and not the unit
         self._submit(_Unit(work, asked, loop))
-        return await asyncio.shield(asked)
+        return await asked
 
     async def read(self, work: Callable[[Connection], T]) -> T:
         """Run a function that only reads, in a reader thread."""
         loop = asyncio.get_running_loop()
-        return await asyncio.shield(loop.run_in_executor(self._readers, self.read_now, work))
+        return await loop.run_in_executor(self._readers, self.read_now, work)
 
     def write_now(self, work: Callable[[Connection], T]) -> T:
         """As write, for a plain thread. Not for the event loop."""
@@ -284,18 +283,12 @@ def _settle_all(outcomes: Sequence[_Outcome]) -> None:
 
 def _settle(outcome: _Outcome) -> None:
     unit, value, failure = outcome
-    if unit.done.done():  # its loop is being torn down and has cancelled everything
+    if unit.done.done():  # its caller was cancelled
         return
     if failure is not None:
         unit.done.set_exception(failure)
     else:
         unit.done.set_result(value)
-
-
-def _heard(done: asyncio.Future[Any]) -> None:
-    """A caller that was cancelled does not hear of a failure; asyncio need not complain about it."""
-    if not done.cancelled():
-        done.exception()
 
 
 def _make_private(path: Path) -> None:
