@@ -288,7 +288,7 @@ def table(report: Report) -> str:
         ("service ended by an error of its own", total.crashes, faults),
         ("any other violation", total.other, faults),
     ):
-        bound = f"{300 / n:.2f} %" if n and not seen else "—"
+        bound = f"{300 / n:.2g} %" if n and not seen else "—"
         lines.append(f"| {name} | {n} | {seen} | {bound} |")
     lines += [
         "",
