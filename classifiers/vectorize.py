@@ -30,6 +30,9 @@ CJK_MAX = 4
 #: Letters of a word that count in a pair, so that its endings do not, and how many words on its partner may stand.
 STEM = 4
 REACH = 8
+#: A long message would be read into thousands of pairs: so many are enough, of nearer words, but always of the next two.
+MOST_PAIRS = 512
+LEAST_REACH = 2
 
 Bag = dict[str, int]
 
@@ -84,17 +87,14 @@ def char_terms(found: Iterable[str]) -> Bag:
 
 def pair_terms(found: Iterable[str]) -> Bag:
     """Pairs of beginnings of words that stand within reach of each other, in either order; unspaced runs are left out."""
+    stems = [token[:STEM] for token in found if not is_cjk(token[0])]
+    reach = max(LEAST_REACH, min(REACH, MOST_PAIRS // max(1, len(stems))))
     bag: Bag = {}
-    before: list[str] = []
-    for token in found:
-        if is_cjk(token[0]):
-            continue
-        stem = token[:STEM]
-        for other in before:
+    for at, stem in enumerate(stems):
+        for other in stems[at + 1 : at + 1 + reach]:
             if other != stem:
                 pair = f"{other} {stem}" if other < stem else f"{stem} {other}"
                 bag[pair] = bag.get(pair, 0) + 1
-        before = [*before[1 - REACH :], stem]
     return bag
 
 

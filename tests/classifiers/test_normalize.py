@@ -57,4 +57,5 @@ def test_words_near_each_other_are_paired_by_their_beginnings_in_either_order() 
     assert pair_terms(tokens("cards declined")) == pair_terms(tokens("declining card")) == {"card decl": 1}
     assert pair_terms(tokens("card cards 注文 declined")) == {"card decl": 2}
     assert len(pair_terms([f"{n:04}" for n in range(20)])) == sum(min(n, REACH) for n in range(20))
+    assert len(pair_terms([f"{n:04}" for n in range(4000)])) < 2 * 4000  # only neighbours and the next in a long message
     assert pair_terms([]) == {}
