@@ -64,7 +64,8 @@ class Evaluation(NamedTuple):
     def summary(self) -> dict[str, Any]:
         """Everything that may be kept: figures, no words of any message."""
         rest = {k: v for k, v in self._asdict().items() if k not in {"mistakes", "reliability"}}
-        return _plain(rest)  # type: ignore[no-any-return]
+        summary: dict[str, Any] = _plain(rest)
+        return summary
 
 
 def _plain(value: Any) -> Any:

@@ -119,6 +119,23 @@ class Space:
         self.matrix: sp.csr_matrix = sp.hstack(parts).tocsr()
 
 
+class Material(NamedTuple):
+    """What machines learn from, a row for each message."""
+
+    matrix: sp.csr_matrix
+    labels: NDArray[np.str_]
+    classes: Sequence[str]
+    weights: Floats  # for a machine of the class
+    origin: Floats  # for one of the top label, and for naive Bayes
+    bayes: float  # share of naive Bayes
+
+    def part(self, rows: NDArray[np.intp]) -> Material:
+        """These messages alone, among the same classes."""
+        return self._replace(
+            matrix=self.matrix[rows], labels=self.labels[rows], weights=self.weights[rows], origin=self.origin[rows]
+        )
+
+
 def count(bags: Sequence[Bag], terms: Sequence[str]) -> sp.csr_matrix:
     """How often each of the terms occurs in each message."""
     number = {t: at for at, t in enumerate(terms)}
@@ -163,20 +180,24 @@ def train(
     concepts = compile_table(read_table() if cues is None else cues)
     matcher = Cues(concepts)
     progress("reading words", 0.0)
-    ours = any(e.origin == STARTER for e in used)
-    bayes = BAYES_SHARE_STARTER if ours else BAYES_SHARE
-    analyses = [analyse(e.document, matcher, pairs=not ours and len(used) >= PAIRS_FROM) for e in used]
-    space = Space(analyses, 2 if ours else 1)
-    matrix = space.matrix
-    labels = np.array([e.label for e in used])
+    with_starter = any(e.origin == STARTER for e in used)
+    analyses = [analyse(e.document, matcher, pairs=not with_starter and len(used) >= PAIRS_FROM) for e in used]
+    space = Space(analyses, 2 if with_starter else 1)
     classes = sorted({e.label for e in used})
-    weights, origin = example_weights(used), origin_weights(used)
+    material = Material(
+        matrix=space.matrix,
+        labels=np.array([e.label for e in used]),
+        classes=classes,
+        weights=example_weights(used),
+        origin=origin_weights(used),
+        bayes=BAYES_SHARE_STARTER if with_starter else BAYES_SHARE,
+    )
     progress("judging unseen messages", 0.15)
-    decisions, known, why = out_of_fold(matrix, labels, classes, weights, bayes, used, analyses, space, progress)
+    decisions, known, why = out_of_fold(material, used, analyses, space, progress)
     tops = [e.top for e in used]
-    temperature = fit_temperature(decisions, classes, tops, weights)
+    temperature = fit_temperature(decisions, classes, tops, material.weights)
     progress("final model", 0.8)
-    coef, intercept = fit_linear(matrix, labels, classes, weights, origin, bayes)
+    coef, intercept = fit_linear(material)
     head, estimator, rows, idf = export(space, classes, temperature * coef, temperature * intercept)
     decisions = temperature * decisions
     head = head._replace(
@@ -188,7 +209,7 @@ def train(
     packed = pack(head, [t for block in space.vocabulary.values() for t in block], idf, rows)
     model = unpack(packed, head.version)
     scored = [s._replace(terms=why.get(at, ())) for at, s in enumerate(judged(model, decisions, known))]
-    curve = learning_curve(matrix, labels, classes, weights, bayes, used)
+    curve = learning_curve(material, used)
     progress("done", 1.0)
     return Trained(
         model=model,
@@ -258,25 +279,21 @@ def example_weights(examples: Sequence[Example]) -> Floats:
     return result
 
 
-def fit_linear(
-    matrix: sp.csr_matrix, labels: NDArray[np.str_], classes: Sequence[str], weights: Floats, origin: Floats, bayes: float
-) -> tuple[Floats, Floats]:
+def fit_linear(material: Material) -> tuple[Floats, Floats]:
     """Coefficients and intercepts of all classes: those of the class, and a share of those of its top label."""
-    coef, intercept = _machines(matrix, labels, classes, weights, origin, bayes)
-    tops = [c.partition("/")[0] for c in classes]
-    if tops != list(classes):
+    coef, intercept = _machines(material)
+    tops = [c.partition("/")[0] for c in material.classes]
+    if tops != list(material.classes):
         names = sorted(set(tops))
-        whole = np.array([label.partition("/")[0] for label in labels])
-        top_coef, top_intercept = _machines(matrix, whole, names, origin, origin, bayes)
+        whole = np.array([label.partition("/")[0] for label in material.labels])
+        top_coef, top_intercept = _machines(material._replace(labels=whole, classes=names, weights=material.origin))
         owner = [names.index(top) for top in tops]
         coef = coef + TOP_SHARE * top_coef[owner]
         intercept = intercept + TOP_SHARE * top_intercept[owner]
     return coef, intercept
 
 
-def _machines(
-    matrix: sp.csr_matrix, labels: NDArray[np.str_], classes: Sequence[str], weights: Floats, origin: Floats, bayes: float
-) -> tuple[Floats, Floats]:
+def _machines(material: Material) -> tuple[Floats, Floats]:
     """One machine against the rest per class, with a share of naive Bayes.
 
     A class without a message gets a score that nothing lifts.
@@ -284,38 +301,34 @@ def _machines(
     machine = LinearSVC(C=REGULARISATION, tol=TOLERANCE, random_state=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # many labels of few messages each look like a regression to it
-        machine.fit(matrix, labels, sample_weight=weights)
+        machine.fit(material.matrix, material.labels, sample_weight=material.weights)
     coef, intercept = machine.coef_, machine.intercept_
     if len(machine.classes_) == 2:
         coef, intercept = np.vstack([-coef, coef]), np.concatenate([-intercept, intercept])
-    coef = coef + bayes * _log_chances(matrix, labels, machine.classes_, origin)
-    all_coef = np.zeros((len(classes), matrix.shape[1]))
-    all_intercept = np.full(len(classes), -3.0)
-    at = [classes.index(c) for c in machine.classes_]
+    coef = coef + material.bayes * _log_chances(material, machine.classes_)
+    all_coef = np.zeros((len(material.classes), material.matrix.shape[1]))
+    all_intercept = np.full(len(material.classes), -3.0)
+    at = [material.classes.index(c) for c in machine.classes_]
     all_coef[at], all_intercept[at] = coef, intercept
     return all_coef, all_intercept
 
 
-def _log_chances(matrix: sp.csr_matrix, labels: NDArray[np.str_], classes: NDArray[np.str_], origin: Floats) -> Floats:
-    """How likely each term is in each class, as a logarithm, beyond the mean of all classes.
+def _log_chances(material: Material, classes: NDArray[np.str_]) -> Floats:
+    """How likely each term is in each of these classes, as a logarithm, beyond the mean of them all.
 
     Machines look for what parts the messages at hand and leave terms of a few of them to chance; naive Bayes counts
     every term by itself. The sum of both errs less than either.
     """
-    rows = np.searchsorted(classes, labels)
-    members = sp.csr_matrix((origin, (rows, np.arange(len(labels)))), shape=(len(classes), len(labels)))
-    found = (members @ matrix).toarray() + BAYES_SMOOTHING
+    rows, messages = np.searchsorted(classes, material.labels), len(material.labels)
+    members = sp.csr_matrix((material.origin, (rows, np.arange(messages))), shape=(len(classes), messages))
+    found = (members @ material.matrix).toarray() + BAYES_SMOOTHING
     chances = np.log(found / found.sum(axis=1, keepdims=True))
     result: Floats = chances - chances.mean(axis=0)
     return result
 
 
 def out_of_fold(
-    matrix: sp.csr_matrix,
-    labels: NDArray[np.str_],
-    classes: Sequence[str],
-    weights: Floats,
-    bayes: float,
+    material: Material,
     examples: Sequence[Example],
     analyses: Sequence[Analysis],
     space: Space,
@@ -325,18 +338,18 @@ def out_of_fold(
 
     Also the terms that led astray where the label came out wrong.
     """
-    fold, origin = np.array(folds(examples)), origin_weights(examples)
+    matrix, labels, fold = material.matrix, material.labels, np.array(folds(examples))
     names = [f"{TERM_PREFIXES.get(b, '')}{shown(t)}" for b, v in space.vocabulary.items() for t in v]
     why: dict[int, tuple[tuple[str, float], ...]] = {}
-    decisions, known = np.zeros((len(labels), len(classes))), np.ones(len(labels))
+    decisions, known = np.zeros((len(labels), len(material.classes))), np.ones(len(labels))
     numbers = sorted(set(fold))
     if len(numbers) < 2:
         fold, numbers = np.arange(len(labels)) % 2, [0, 1]
     for done, number in enumerate(numbers):
         inside, outside = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
-        coef, intercept = fit_linear(matrix[inside], labels[inside], classes, weights[inside], origin[inside], bayes)
+        coef, intercept = fit_linear(material.part(inside))
         decisions[outside] = matrix[outside] @ coef.T + intercept
-        why |= astray(matrix, decisions, outside, labels, classes, coef, names)
+        why |= astray(material, decisions, outside, coef, names)
         seen = seen_terms([analyses[int(i)] for i in inside], space.min_df)
         known[outside] = [familiarity(*known_shares(analyses[int(i)], seen)) for i in outside]
         progress("judging unseen messages", 0.15 + 0.6 * (done + 1) / len(numbers))
@@ -344,38 +357,29 @@ def out_of_fold(
 
 
 def astray(
-    matrix: sp.csr_matrix,
+    material: Material,
     decisions: Floats,
     rows: NDArray[np.intp],
-    labels: NDArray[np.str_],
-    classes: Sequence[str],
     coef: Floats,
     names: Sequence[str],
 ) -> dict[int, tuple[tuple[str, float], ...]]:
     """For messages with a wrong top label: the terms that spoke most for it and against the right one."""
-    found = {}
+    found, classes = {}, material.classes
     for row in map(int, rows):
-        given, right = int(decisions[row].argmax()), classes.index(str(labels[row]))
+        given, right = int(decisions[row].argmax()), classes.index(str(material.labels[row]))
         if classes[given].partition("/")[0] == classes[right].partition("/")[0]:
             continue
-        mine = matrix[row]
+        mine = material.matrix[row]
         pulls = mine.data * (coef[given, mine.indices] - coef[right, mine.indices])
         strongest = np.argsort(-np.abs(pulls))[:8]
         found[row] = tuple((names[int(mine.indices[k])], round(float(pulls[k]), 4)) for k in strongest)
     return found
 
 
-def learning_curve(
-    matrix: sp.csr_matrix,
-    labels: NDArray[np.str_],
-    classes: Sequence[str],
-    weights: Floats,
-    bayes: float,
-    examples: Sequence[Example],
-) -> list[tuple[int, float]]:
+def learning_curve(material: Material, examples: Sequence[Example]) -> list[tuple[int, float]]:
     """Messages trained on, and accuracy of top labels on one fixed fold that none of them is in."""
     order = sorted(range(len(examples)), key=lambda at: stable_number("curve " + examples[at].key))
-    fold, origin = folds(examples), origin_weights(examples)
+    fold = folds(examples)
     test = [at for at in order if fold[at] == fold[order[0]]]
     rest = [at for at in order if fold[at] != fold[order[0]]]
     if not rest or len(test) < 10:
@@ -383,11 +387,11 @@ def learning_curve(
     points = []
     for share in CURVE_SHARES:
         part = np.array(rest[: max(2, round(len(rest) * share))])
-        if len({str(label).partition("/")[0] for label in labels[part]}) < 2:
+        if len({str(label).partition("/")[0] for label in material.labels[part]}) < 2:
             continue
-        coef, intercept = fit_linear(matrix[part], labels[part], classes, weights[part], origin[part], bayes)
-        best = (matrix[test] @ coef.T + intercept).argmax(axis=1)
-        right = [classes[b].partition("/")[0] == examples[at].top for b, at in zip(best, test, strict=True)]
+        coef, intercept = fit_linear(material.part(part))
+        best = (material.matrix[test] @ coef.T + intercept).argmax(axis=1)
+        right = [material.classes[b].partition("/")[0] == examples[at].top for b, at in zip(best, test, strict=True)]
         points.append((len(part), round(sum(right) / len(right), 4)))
     return points
 

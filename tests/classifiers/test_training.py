@@ -22,7 +22,7 @@ from classifiers.document import Document
 from classifiers.errors import DataRefused, ModelRefused
 from classifiers.evaluate import auroc, coverage, evaluate
 from classifiers.inference import MODEL_FILE, Model, load
-from classifiers.train import BAYES_SMOOTHING, Trained, fit_linear, fitting_starter, train
+from classifiers.train import BAYES_SMOOTHING, Material, Trained, fit_linear, fitting_starter, train
 from classifiers.vectorize import BLOCKS, analyse
 from daemon.cli import app
 
@@ -114,8 +114,8 @@ def test_naive_bayes_has_its_share_in_a_machine() -> None:
     """By hand: each class has one term, twice; the logarithms of its two chances lie as far apart as their mean is from each."""
     matrix = sp.csr_matrix(np.eye(2)[[0, 0, 1, 1]])
     labels, ones = np.array(["a", "a", "b", "b"]), np.ones(4)
-    without, _ = fit_linear(matrix, labels, ["a", "b"], ones, ones, 0.0)
-    coef, _ = fit_linear(matrix, labels, ["a", "b"], ones, ones, 0.5)
+    without, _ = fit_linear(Material(matrix, labels, ["a", "b"], ones, ones, 0.0))
+    coef, _ = fit_linear(Material(matrix, labels, ["a", "b"], ones, ones, 0.5))
     half = 0.5 * np.log((2 + BAYES_SMOOTHING) / BAYES_SMOOTHING) / 2
     assert coef - without == pytest.approx(np.array([[half, -half], [-half, half]]))
 
