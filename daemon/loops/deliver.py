@@ -31,7 +31,7 @@ from daemon.loops.account import AFTER_THE_WATCHER, Account, SignInTrouble
 from daemon.loops.loop import Loop, Pace
 from daemon.steps import frozen
 from daemon.store import outbox
-from daemon.store.agenda import Agenda, agenda
+from daemon.store.agenda import Agenda, Assumed, Reply, agenda
 from daemon.store.db import Database
 from daemon.store.locks import Lock
 from daemon.store.outbox import Delivery
@@ -57,14 +57,10 @@ ROWS_PER_CONNECTION = 16
 _logger = log.get(__name__)
 
 
-#: A reply: its case and revision.
-Reply = tuple[int, int]
-
-
 class Recheck(Protocol):
     """Looks at the orders of replies again, of which this was assumed: why, for each reply that no longer holds."""
 
-    def __call__(self, assumed: Mapping[Reply, Mapping[str, Any] | None]) -> Awaitable[Mapping[Reply, str]]: ...
+    def __call__(self, assumed: Assumed) -> Awaitable[Mapping[Reply, str]]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +140,7 @@ class Deliver(Loop):
         self._stopping = False
         self._looking = asyncio.Lock()
         self._looked: dict[Reply, tuple[float, str | None]] = {}  # when an order was looked at, and what was wrong
-        self._assumed: Mapping[Reply, Mapping[str, Any] | None] = {}  # about orders, by the replies that are due
+        self._assumed: Assumed = {}
         self._room = 0  # replies that the hour still lets out for sure; nobody else sends from this mailbox
 
     # ------------------------------------------------------------------ life

@@ -8,13 +8,10 @@ from typing import Any
 
 from daemon.clock import Clock
 from daemon.steps import enrich
+from daemon.store.agenda import Assumed, Reply
 from daemon.vocab import OrderId
 
 OrderRows = Mapping[OrderId, Sequence[Mapping[str, Any]]]
-
-
-#: A reply: its case and revision.
-Reply = tuple[int, int]
 
 
 class Recheck:
@@ -31,7 +28,7 @@ class Recheck:
         self._lookup = lookup
         self._stale_after = stale_after
 
-    async def __call__(self, assumed: Mapping[Reply, Mapping[str, Any] | None]) -> dict[Reply, str]:
+    async def __call__(self, assumed: Assumed) -> dict[Reply, str]:
         """``order_changed`` for each reply whose order is no longer what its draft took for granted."""
         orders = {r: OrderId(a["order_id"], a["shop"], "record") for r, a in assumed.items() if a is not None}
         rows = await self._lookup(list(dict.fromkeys(orders.values()))) if orders else {}

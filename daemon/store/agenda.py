@@ -12,6 +12,11 @@ from sqlalchemy import Connection
 from daemon.store import drafts, outbox
 from daemon.store.outbox import Delivery
 
+#: A reply: its case and revision.
+Reply = tuple[int, int]
+#: What replies take for granted about their orders, None where they rest on none.
+Assumed = Mapping[Reply, Mapping[str, Any] | None]
+
 
 @dataclass(frozen=True, slots=True)
 class Agenda:
@@ -22,7 +27,7 @@ class Agenda:
     uncertain: Sequence[Delivery] = ()
     waiting: Mapping[int, datetime] = field(default_factory=dict)
     due: Sequence[Delivery] = ()
-    assumed: Mapping[tuple[int, int], Mapping[str, Any] | None] = field(default_factory=dict)  # about orders, by reply
+    assumed: Assumed = field(default_factory=dict)  # by the replies that are due
     left_in_hour: int = 0  # replies that were let out in the last hour or are about to be
 
 

@@ -18,8 +18,7 @@ from datetime import datetime, timedelta
 from itertools import accumulate
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, bindparam, func, insert, or_, select, update
-from sqlalchemy import case as sql_case
+from sqlalchemy import Connection, and_, bindparam, func, insert, or_, select, update
 
 from daemon.store import folders, outbox, threads
 from daemon.store.dialect import insert_many_new, locked, padded, parameters, serialise, storable, upsert
@@ -398,7 +397,7 @@ def fitting(what: Understood) -> Understood:
 
 
 def _column_length(name: str) -> int:
-    length: int = cases.c[name].type.length  # type: ignore[attr-defined]
+    length: int = cases.c[name].type.length  # type: ignore[attr-defined] # each of them is a String
     return length
 
 
@@ -513,17 +512,12 @@ _OURS = (
 )
 
 
-def _number(condition: ColumnElement[bool]) -> ColumnElement[int]:
-    """How many rows of a group meet a condition."""
-    return func.coalesce(func.sum(sql_case((condition, 1), else_=0)), 0)
-
-
 # Made once: these run for every message, and putting a statement together costs more than running it.
-_TO_SENDER = select(func.count().label("replies"), _number(_box.automatic.is_(True)).label("automatic")).where(
+_TO_SENDER = select(func.count().label("replies"), outbox.how_many(_box.automatic.is_(True)).label("automatic")).where(
     *_OURS, _box.recipient_key == bindparam("sender"), _box.created_at > bindparam("day")
 )
 _TO_SENDERS = (
-    select(_box.recipient_key, func.count().label("replies"), _number(_box.automatic.is_(True)).label("automatic"))
+    select(_box.recipient_key, func.count().label("replies"), outbox.how_many(_box.automatic.is_(True)).label("automatic"))
     .where(*_OURS, _box.recipient_key.in_(bindparam("senders", expanding=True)), _box.created_at > bindparam("day"))
     .group_by(_box.recipient_key)
 )
@@ -531,8 +525,8 @@ _TO_SENDERS = (
 _IN_THREAD = (
     select(
         _box.template,
-        _number(and_(*_OURS)).label("replies"),
-        _number(and_(*_OURS, _box.created_at > bindparam("three_days"))).label("lately"),
+        outbox.how_many(and_(*_OURS)).label("replies"),
+        outbox.how_many(and_(*_OURS, _box.created_at > bindparam("three_days"))).label("lately"),
     )
     .select_from(cases.join(outbox_table, _box.case_id == cases.c.id))
     .where(cases.c.thread_id == bindparam("thread"))
@@ -544,7 +538,7 @@ _LAST_HOUR = (
 _THREAD = (
     select(
         cases.c.order_id,
-        _number(and_(cases.c.duplicate_of.is_(None), cases.c.id < bindparam("before"))).label("earlier"),
+        outbox.how_many(and_(cases.c.duplicate_of.is_(None), cases.c.id < bindparam("before"))).label("earlier"),
     )
     .where(cases.c.thread_id == bindparam("thread"))
     .group_by(cases.c.order_id)

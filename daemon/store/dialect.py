@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from typing import Any, TypeVar
 
-from sqlalchemy import Column, Connection, Executable, Row, Select, Table
+from sqlalchemy import Column, ColumnElement, Connection, Executable, Row, Select, Table, func, literal_column
 from sqlalchemy import text as sql
 from sqlalchemy.dialects import postgresql, sqlite
 
@@ -35,6 +35,14 @@ def padded(values: Collection[T]) -> list[T]:
     """
     listed = list(values)
     return listed + listed[-1:] * ((1 << (len(listed) - 1).bit_length()) - len(listed)) if listed else []
+
+
+def unindexed(column: Column[str]) -> ColumnElement[str]:
+    """The column as nothing that an index serves.
+
+    SQLite keeps no statistics here, and would go by a state or a kind through everything that was ever in it.
+    """
+    return func.coalesce(column, literal_column("''"))
 
 
 def parameters(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from sqlalchemy import Connection, Table, delete, exists, func, or_, select, upd
 
 from daemon.errors import PostsaleError
 from daemon.store import outbox as deliveries
+from daemon.store.dialect import unindexed
 from daemon.store.tables import (
     approvals,
     attempts,
@@ -85,8 +86,7 @@ def _newest_before(connection: Connection, moment: datetime) -> int:
     return newest or 0
 
 
-#: Worded so that SQLite does not go by the states, through everything that has ever ended.
-_HAS_ENDED = func.coalesce(cases.c.state, "").in_([s.value for s in ENDED])
+_HAS_ENDED = unindexed(cases.c.state).in_([s.value for s in ENDED])
 
 
 def purge_orders(connection: Connection, *, now: datetime, days: int) -> int:

@@ -652,7 +652,7 @@ def _since(moment: str) -> ColumnElement[bool]:
     return and_(_OTHER_REPLY, let_out)
 
 
-def _number(condition: ColumnElement[bool]) -> ColumnElement[int]:
+def how_many(condition: ColumnElement[bool]) -> ColumnElement[int]:
     """How many rows of a group meet a condition."""
     return func.coalesce(func.sum(sql_case((condition, 1), else_=0)), 0)
 
@@ -665,13 +665,13 @@ _LEFT_IN_HOUR = select(
     select(func.count()).select_from(outbox).where(*_ABOUT_TO_LEAVE).scalar_subquery().label("claimed"),
 ).where(_c.mailbox == bindparam("mailbox"), _c.transmitted_at > bindparam("hour"), _OTHER_REPLY)
 _TO_THEM = select(
-    _number(_since("day")).label("replies"), _number(and_(_since("day"), _c.automatic.is_(True))).label("automatic")
+    how_many(_since("day")).label("replies"), how_many(and_(_since("day"), _c.automatic.is_(True))).label("automatic")
 ).where(_c.mailbox == bindparam("mailbox"), _c.recipient_key == bindparam("recipient"))
 _OF_THREAD = cases.join(outbox, _c.case_id == cases.c.id)
 _THREAD = select(cases.c.thread_id).where(cases.c.id == bindparam("case")).scalar_subquery()
-_SENT_IN_THREAD = select(_number(_since("three_days"))).select_from(_OF_THREAD).where(cases.c.thread_id == _THREAD)
+_SENT_IN_THREAD = select(how_many(_since("three_days"))).select_from(_OF_THREAD).where(cases.c.thread_id == _THREAD)
 _BY_TEMPLATE = select(
-    _number(_c.template == bindparam("template"))
+    how_many(_c.template == bindparam("template"))
     + select(func.count()).select_from(outbox).where(*_ABOUT_TO_LEAVE, _c.template == bindparam("template")).scalar_subquery()
 ).where(_c.mailbox == bindparam("mailbox"), _c.transmitted_at > bindparam("hour"), _OTHER_REPLY)
 
@@ -692,8 +692,8 @@ def overtaken(connection: Connection, row: Delivery) -> str | None:
 _later = cases.alias("later")
 _OVERTAKEN = select(
     func.count().label("newer"),
-    _number(cases.c.state == CaseState.RECEIVED.value).label("unread"),
-    select(_number(and_(_c.kind == DeliveryKind.BUYER_REPLY.value, _c.transmitted_at > bindparam("approved"))))
+    how_many(cases.c.state == CaseState.RECEIVED.value).label("unread"),
+    select(how_many(and_(_c.kind == DeliveryKind.BUYER_REPLY.value, _c.transmitted_at > bindparam("approved"))))
     .select_from(_later.join(outbox, _c.case_id == _later.c.id))
     .where(_later.c.thread_id == _THREAD, _later.c.id > bindparam("case"))
     .scalar_subquery()
@@ -813,8 +813,8 @@ _END_ATTEMPT = (
 )
 
 
-def _load(connection: Connection, *where: object, order: Sequence[object] = ()) -> list[Delivery]:
-    rows = connection.execute(select(*_COLUMNS).where(*where).order_by(*order))  # type: ignore[arg-type]
+def _load(connection: Connection, *where: ColumnElement[bool], order: Sequence[ColumnElement[Any]] = ()) -> list[Delivery]:
+    rows = connection.execute(select(*_COLUMNS).where(*where).order_by(*order))
     return [_delivery(row) for row in rows]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from sqlalchemy import Column, ColumnElement, Connection, func, select
 
+from daemon.store.dialect import unindexed
 from daemon.store.tables import alarms, cases, drafts, folders, outbox, records
 from daemon.vocab import CaseState, DeliveryKind, DeliveryState, Kind
 
@@ -125,8 +126,7 @@ def overview(connection: Connection, *, now: datetime) -> Overview:
 
 
 def _last_day(connection: Connection, now: datetime) -> dict[str, int]:
-    # by an expression, or SQLite would go through every case that there ever was in the order of the index on states
-    state = func.lower(cases.c.state)
+    state = unindexed(cases.c.state)
     rows = connection.execute(
         select(state, func.count()).where(cases.c.received_at > now - timedelta(hours=24)).group_by(state)
     )

@@ -104,10 +104,8 @@ def _whole(connection: Connection, first: Request) -> list[Request]:
     return _select(connection, and_(approvals.c.digest_id == first.digest_id, approvals.c.approver == first.approver))
 
 
-def _select(connection: Connection, where: object) -> list[Request]:
-    rows = connection.execute(
-        select(*_COLUMNS).where(where).order_by(approvals.c.digest_line, approvals.c.created_at)  # type: ignore[arg-type]
-    )
+def _select(connection: Connection, where: ColumnElement[bool]) -> list[Request]:
+    rows = connection.execute(select(*_COLUMNS).where(where).order_by(approvals.c.digest_line, approvals.c.created_at))
     return [Request(*row) for row in rows]
 
 
@@ -224,10 +222,10 @@ _WAITING_COLUMNS = (
 )
 
 
-def _waiting(connection: Connection, *where: object, limit: int) -> list[Waiting]:
+def _waiting(connection: Connection, *where: ColumnElement[bool], limit: int) -> list[Waiting]:
     rows = connection.execute(
         select(*_WAITING_COLUMNS)
-        .where(*where)  # type: ignore[arg-type]
+        .where(*where)
         .order_by(cases.c.deadline_at.is_(None), cases.c.deadline_at, cases.c.id)
         .limit(limit)
     )
