@@ -20,9 +20,11 @@ import shutil
 import sqlite3
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -149,9 +151,9 @@ def profile(mails: list[bytes], top: int = 14) -> tuple[list[tuple[str, float]],
     identity = Identity(own_addresses=frozenset({"shop@example.test"}), authserv_ids=("mx.example.test",))
     circumstances = tasks.Circumstances(now=datetime.now(UTC), shop_name="Lamp Shop")
 
-    def spent(work: object) -> float:
+    def spent(work: Callable[[], object]) -> float:
         start = time.process_time()
-        work()  # type: ignore[operator]
+        work()
         return (time.process_time() - start) / len(mails) * 1000
 
     readings = [pipeline.read(raw, thought, identity) for raw in mails]  # warm
@@ -203,12 +205,12 @@ def measure(count: int, getmail_count: int, runs: int, workers: int) -> dict[str
     }
 
 
-def report(result: dict[str, object]) -> str:
+def report(result: dict[str, Any]) -> str:
     """The table with medians, rates and ratios."""
     count, few = int(str(result["mails"])), int(str(result["getmail_mails"]))
-    ours: list[dict[str, float]] = result["service"]  # type: ignore[assignment]
-    sync: list[tuple[float, float]] = result["mbsync"]  # type: ignore[assignment]
-    get: list[tuple[float, float]] = result["getmail"]  # type: ignore[assignment]
+    ours: list[dict[str, Any]] = result["service"]
+    sync: list[tuple[float, float]] = result["mbsync"]
+    get: list[tuple[float, float]] = result["getmail"]
     wall = median(run["wall"] for run in ours)
     per = {
         "mbsync, bare download, its defaults": (median(w for w, _ in sync) / count, median(c for _, c in sync) / count),
@@ -224,7 +226,7 @@ def report(result: dict[str, object]) -> str:
         ("of these, fetched and stored durably", f"{count / median(r['stored'] for r in ours):,.0f}", "", ""),
     ]
     rows += [(name, f"{1 / w:,.0f}", f"{c * 1e6:,.0f}", f"{wall / count / w:.2f}") for name, (w, c) in per.items()]
-    outcomes = ", ".join(f"{number} {state}" for state, number in sorted(ours[-1]["outcomes"].items()))  # type: ignore[attr-defined]
+    outcomes = ", ".join(f"{number} {state}" for state, number in sorted(ours[-1]["outcomes"].items()))
     each = ", ".join(f"{count / run['wall']:,.0f}/s" for run in ours)
     return (
         f"{bench.machine()}; load of the last minute at the end {result['load']}. {count:,} mails,"

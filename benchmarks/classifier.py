@@ -20,15 +20,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from classifiers import dataset, shipped
+from classifiers.dataset import Example
+from classifiers.document import Document
+from classifiers.evaluate import Evaluation, evaluate
+from classifiers.inference import Model, load
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from classifiers import dataset, shipped  # noqa: E402
-from classifiers.dataset import Example  # noqa: E402
-from classifiers.document import Document  # noqa: E402
-from classifiers.evaluate import Evaluation, evaluate  # noqa: E402
-from classifiers.inference import Model, load  # noqa: E402
-
 DATA = Path(os.environ.get("POSTSALE_BENCHMARK_DATA", ROOT.parent / "shared" / "data"))
 SEEDS = (1, 2, 3)
 

@@ -57,7 +57,7 @@ def main() -> None:
         profilers.append(cProfile.Profile())
         profilers[-1].runcall(plain, thread)
 
-    threading.Thread.run = profiled  # type: ignore[method-assign]
+    threading.Thread.run = profiled  # type: ignore[method-assign] # cProfile sees its own thread alone
     try:
         profilers[0].runcall(asyncio.run, run(asked.config, asked.loops))
     finally:

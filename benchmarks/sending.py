@@ -25,6 +25,7 @@ from datetime import UTC, datetime
 from io import StringIO
 from pathlib import Path
 from statistics import mean, median
+from typing import Any
 
 from sqlalchemy import Connection, func, select
 
@@ -174,9 +175,9 @@ def _figures(file: Path, top: int = 25) -> str:
     return "\n".join(lines[next(n for n, line in enumerate(lines) if "ncalls" in line) :])
 
 
-def report(result: dict[str, object]) -> str:
+def report(result: dict[str, Any]) -> str:
     """The table with medians and ratios."""
-    runs = [Run(**run) for run in result["runs"]]  # type: ignore[attr-defined]
+    runs = [Run(**run) for run in result["runs"]]
     rows = []
     for server, kept in dict.fromkeys((run.server, run.connections) for run in runs):
         some = [run for run in runs if (run.server, run.connections) == (server, kept)]

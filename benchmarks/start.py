@@ -19,6 +19,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -126,11 +127,11 @@ def measure(runs: int) -> dict[str, object]:
     }
 
 
-def report(result: dict[str, object]) -> str:
+def report(result: dict[str, Any]) -> str:
     """The table with medians and ratios."""
     rows = []
     for name, title in (("start", "`python -m daemon run`, to READY"), ("help", "`python -m daemon --help`")):
-        pairs: dict[str, list[float]] = result[name]  # type: ignore[assignment]
+        pairs: dict[str, list[float]] = result[name]
         rows.append(
             (
                 title,
@@ -141,7 +142,7 @@ def report(result: dict[str, object]) -> str:
         )
     return (
         f"{bench.machine()}; load of the last minute at the end {bench.load():.2f}. Medians of"
-        f" {len(result['start']['ours'])} pairs.\n\n"  # type: ignore[index]
+        f" {len(result['start']['ours'])} pairs.\n\n"
         + bench.table(("", "ours", "bare import of the same libraries", "ratio"), rows)
         + f"\n\nMemory of the idle service with one mailbox (shared pages once): {result['idle_mb']:.0f} MB before its first mail,"
         f" of which the main process {result['idle_main_mb']:.0f} MB; {result['worked_mb']:.0f} and {result['worked_main_mb']:.0f} MB"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from classifiers.errors import ModelRefused
 from daemon import mind
@@ -56,12 +58,16 @@ def _everything(path: Path, config: Config, *, offline: bool) -> Iterator[Looked
     yield _look("model", lambda: _model(config))
     yield _look("database", lambda: _database(config))
     for number in range(len(config.orders.sources)):
-        yield _look(f"orders {number + 1}", lambda n=number: _orders(config, n))  # type: ignore[misc]
+        yield _look(f"orders {number + 1}", partial(_orders, config, number))
     for mailbox in config.mailboxes:
-        yield _look(f"{mailbox.name} approval", lambda m=mailbox: _approval(config, m))  # type: ignore[misc]
+        yield _look(f"{mailbox.name} approval", partial(_approval, config, mailbox))
         if not offline:
-            yield _look(f"{mailbox.name} imap", lambda m=mailbox: asyncio.run(_imap(config, m)))  # type: ignore[misc]
-            yield _look(f"{mailbox.name} smtp", lambda m=mailbox: asyncio.run(_smtp(config, m)))  # type: ignore[misc]
+            yield _look(f"{mailbox.name} imap", partial(_in_loop, _imap, config, mailbox))
+            yield _look(f"{mailbox.name} smtp", partial(_in_loop, _smtp, config, mailbox))
+
+
+def _in_loop(look: Callable[[Config, MailboxConfig], Coroutine[Any, Any, str]], config: Config, mailbox: MailboxConfig) -> str:
+    return asyncio.run(look(config, mailbox))
 
 
 def _look(what: str, work: Callable[[], str]) -> Looked:

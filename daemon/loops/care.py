@@ -12,6 +12,7 @@ import hashlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -151,7 +152,7 @@ class Care:
         """Mailboxes whose account, for reading or for sending, is left alone for a while, and why."""
         why = {name: [trouble] for name, trouble in self._troubles().items()}
         for mailbox in self._config.mailboxes:
-            refusal = await self._db.read(lambda c, m=mailbox: accounts.refusal(c, m.name))  # type: ignore[misc]
+            refusal = await self._db.read(partial(accounts.refusal, mailbox=mailbox.name))
             if refusal is not None:
                 why.setdefault(mailbox.name, []).insert(0, refusal.why)
         return {name: "; ".join(dict.fromkeys(reasons)) for name, reasons in why.items()}

@@ -222,7 +222,7 @@ class Ingest(Loop):
         missing: list[int] = []
         for start in range(lowest, newest + 1, RESCAN_WINDOW):
             seen = await self._imap.uids_since(start, min(start + RESCAN_WINDOW - 1, newest), since.date())
-            missing += await self._database.read(lambda c, seen=seen: folders.unknown_uids(c, place, seen))  # type: ignore[misc]
+            missing += await self._database.read(partial(folders.unknown_uids, folder=place, uids=seen))
         return missing
 
     # ------------------------------------------------------------------ taking messages in

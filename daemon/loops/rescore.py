@@ -45,9 +45,9 @@ async def rescore(
             if not isinstance(gist, Gist):
                 continue  # it was readable before; the next reading will tell why it is not
             if (gist.label, gist.sublabel) == (one.label, one.sublabel) and not gist.abstained:
-                await database.write(lambda c, i=one.case_id: cases.confirm_model(c, i, model_version))  # type: ignore[misc]
+                await database.write(partial(cases.confirm_model, case_id=one.case_id, model_version=model_version))
                 continue
-            released += await database.write(lambda c, i=one.case_id: _release(c, i, now))  # type: ignore[misc]
+            released += await database.write(partial(_release, case_id=one.case_id, now=now))
 
 
 def _release(connection: Connection, case_id: int, now: datetime) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection
@@ -119,10 +120,10 @@ class Approvals:
         for mailbox in self._desk.config.mailboxes:
             if not mailbox.approval.approvers:
                 continue
-            fresh = await self._db.read(lambda c, m=mailbox: requests.unasked(c, m.name))  # type: ignore[misc]
+            fresh = await self._db.read(partial(requests.unasked, mailbox=mailbox.name))
             if not fresh:
                 continue
-            waiting = await self._db.read(lambda c, m=mailbox: requests.undecided(c, m.name))  # type: ignore[misc]
+            waiting = await self._db.read(partial(requests.undecided, mailbox=mailbox.name))
             if len(waiting) <= mailbox.approval.digest_above:
                 asked += await self._each(fresh, lambda c, k: self._ask_one(c, k, now))
             elif self._digest_is_due(mailbox, fresh, now):
@@ -172,7 +173,7 @@ class Approvals:
             return 0
         done = 0
         for mailbox in self._desk.config.mailboxes:
-            found = await self._db.read(lambda c, m=mailbox: requests.answerable(c, m.name))  # type: ignore[misc]
+            found = await self._db.read(partial(requests.answerable, mailbox=mailbox.name))
             if not found:
                 continue
             pause = timedelta(minutes=self._desk.config.delivery.breaker_minutes)
@@ -188,7 +189,7 @@ class Approvals:
                 continue
             for case in found:
                 if case.message_id in seen:
-                    await self._db.write(lambda c, k=case: drafts.answered_by_hand(c, k.case_id, actor=ACTOR, now=now))  # type: ignore[misc]
+                    await self._db.write(partial(drafts.answered_by_hand, case_id=case.case_id, actor=ACTOR, now=now))
                     done += 1
         return done
 
@@ -208,8 +209,12 @@ class Approvals:
         """Do a unit of work for each case; one that fails is logged and does not hold up its neighbours."""
         done = 0
         for case in found:
+
+            def unit(connection: Connection, case: Waiting = case) -> int:
+                return work(connection, case)
+
             try:
-                done += await self._db.write(lambda c, k=case: work(c, k))  # type: ignore[misc]
+                done += await self._db.write(unit)
             except StaleMove:
                 continue  # somebody else moved it in the meantime
             except (Transient, Permanent):
