@@ -26,13 +26,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from sqlalchemy import Connection, event, text
+from sqlalchemy import Connection, text
 
 from benchmarks import bench
 from daemon.store import cases, drafts, folders, forgetting, labelling, orders, outbox, reports, requests, settings
 from daemon.store.db import Database
 from daemon.store.migrate import upgrade
 from daemon.vocab import CaseState, DeliveryKind, DraftState, Kind, Outgoing, RawMail
+from tests.store.watching import watched
 
 #: A million cases in two years.
 SECONDS_APART = 63
@@ -324,22 +325,11 @@ def timed(database: Database, step: Callable[[Connection, int], None], count: in
 
 def plans(database: Database, step: Callable[[Connection, int], None], count: int) -> list[str]:
     """The plan of each statement of a step, with the time that it took."""
-    asked: list[tuple[str, Any, float]] = []
     found: list[str] = []
-    moments: list[float] = []
-
-    def before(*_: Any) -> None:
-        moments.append(time.perf_counter())
-
-    def after(_connection: Any, _cursor: Any, statement: str, values: Any, *_: Any) -> None:
-        asked.append((statement, values, (time.perf_counter() - moments[-1]) * 1000))
 
     def unit(connection: Connection) -> None:
-        event.listen(connection, "before_cursor_execute", before)
-        event.listen(connection, "after_cursor_execute", after)
-        step(connection, count)
-        event.remove(connection, "before_cursor_execute", before)
-        event.remove(connection, "after_cursor_execute", after)
+        with watched(connection) as asked:
+            step(connection, count)
         explain = "EXPLAIN QUERY PLAN " if database.is_sqlite else "EXPLAIN "
         for statement, values, spent in asked:
             if statement.startswith(("SELECT", "UPDATE", "DELETE")) and not isinstance(values, list):

@@ -15,12 +15,13 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, func, insert, select, update
+from sqlalchemy import Connection, bindparam, func, insert, select, update
 
 from daemon.store import cases as one_by_one
 from daemon.store import feedback, outbox, threads
 from daemon.store.cases import ACTOR, Context, Settlement, Understood
-from daemon.store.dialect import insert_new, locked, padded, parameters, upsert_many
+from daemon.store.dialect import insert_new, locked, padded, upsert_many
+from daemon.store.direct import change_all, fetch
 from daemon.store.drafts import NewDraft, draft_row
 from daemon.store.outbox import FirstReply
 from daemon.store.tables import cases, drafts, events, records, thread_keys
@@ -61,10 +62,10 @@ def understand_many(connection: Connection, batch: Sequence[Asked], *, worker: s
     return [known.get(asked.case_id) for asked in batch]
 
 
-def _held(connection: Connection, case_ids: Sequence[int], worker: str) -> dict[int, Row[Any]]:
+def _held(connection: Connection, case_ids: Sequence[int], worker: str) -> dict[int, Any]:
     """The cases of these that the worker still holds, locked for this transaction."""
     asked = {"ids": padded(case_ids), "worker": worker}
-    return {row.id: row for row in connection.execute(locked(connection, _HELD), asked)}
+    return {row.id: row for row in fetch(connection, locked(connection, _HELD), asked)}
 
 
 _HELD = select(
@@ -79,14 +80,14 @@ _HELD = select(
 ).where(cases.c.id.in_(bindparam("ids", expanding=True)), cases.c.claimed_by == bindparam("worker"))
 
 
-def _understand_one(connection: Connection, asked: Asked, row: Row[Any], worker: str, now: datetime) -> Known:
+def _understand_one(connection: Connection, asked: Asked, row: Any, worker: str, now: datetime) -> Known:
     context = one_by_one.understand(
         connection, asked.case_id, asked.what, worker=worker, response_hours=asked.response_hours, now=now
     )
     return Known(context, feedback.staff_label(connection, asked.case_id), row.revision)
 
 
-def _strangers(connection: Connection, batch: Sequence[Asked], rows: Mapping[int, Row[Any]]) -> list[Asked]:
+def _strangers(connection: Connection, batch: Sequence[Asked], rows: Mapping[int, Any]) -> list[Asked]:
     """Those that nothing ties to another message of the batch or to anything stored."""
     traits = {asked.case_id: set(_traits(asked.what, rows[asked.case_id].mailbox)) for asked in batch}
     seen = Counter(trait for found in traits.values() for trait in found)
@@ -128,12 +129,12 @@ def _met(connection: Connection, mailbox: str, batch: Sequence[Understood]) -> s
     digests = {digest for what in batch for digest in _digests(what)}
     contents = {what.content_key for what in batch}
     messages = {message_id for what in batch for message_id in _named(what)}
-    same = connection.execute(_SAME_CONTENT, {"of": mailbox, "keys": padded(contents)}).scalars()
-    reused = connection.execute(_SAME_MESSAGE_ID, {"of": mailbox, "ids": padded(messages)}).scalars()
+    same = fetch(connection, _SAME_CONTENT, {"of": mailbox, "keys": padded(contents)})
+    reused = fetch(connection, _SAME_MESSAGE_ID, {"of": mailbox, "ids": padded(messages)})
     return {
         *(("key", mailbox, digest) for digest in threads.known(connection, mailbox, digests)),
-        *(("content", mailbox, key) for key in same),
-        *(("message", mailbox, message_id) for message_id in reused),
+        *(("content", mailbox, row.content_key) for row in same),
+        *(("message", mailbox, row.message_id) for row in reused),
         *(("message", mailbox, message_id) for message_id in outbox.ours(connection, mailbox, messages)),
     }
 
@@ -149,7 +150,7 @@ _SAME_MESSAGE_ID = select(cases.c.message_id).where(
 
 
 def _understand_strangers(
-    connection: Connection, batch: Sequence[Asked], rows: Mapping[int, Row[Any]], now: datetime
+    connection: Connection, batch: Sequence[Asked], rows: Mapping[int, Any], now: datetime
 ) -> dict[int, Known]:
     if not batch:
         return {}
@@ -161,7 +162,7 @@ def _understand_strangers(
         insert_new(connection, thread_keys, [{"mailbox": mailbox, "key": d, "thread_id": t} for t, d in keys])
         histories = one_by_one.histories(connection, mailbox, [asked.what.sender for asked in members], now=now)
         values = [_understood(asked, rows[asked.case_id], thread_of[asked.case_id]) for asked in members]
-        connection.execute(_UNDERSTOOD, parameters(values))
+        change_all(connection, _UNDERSTOOD, values)
         for asked in members:
             history, row = histories[asked.what.sender], rows[asked.case_id]
             itself = row.received_at > now - CAP_DAY
@@ -177,7 +178,7 @@ def _understand_strangers(
 _UNDERSTOOD = update(cases).where(cases.c.id == bindparam("case"))
 
 
-def _understood(asked: Asked, row: Row[Any], thread_id: int) -> dict[str, Any]:
+def _understood(asked: Asked, row: Any, thread_id: int) -> dict[str, Any]:
     what = asked.what
     deadline: datetime | None = None  # as the case, which was never understood before, has it
     if what.kind is Kind.BUYER:
@@ -185,7 +186,7 @@ def _understood(asked: Asked, row: Row[Any], thread_id: int) -> dict[str, Any]:
     return {"case": asked.case_id, "deadline_at": deadline, **one_by_one.understood_values(what, thread_id, None)}
 
 
-def _by_mailbox(batch: Iterable[Asked], rows: Mapping[int, Row[Any]]) -> Iterable[tuple[str, list[Asked]]]:
+def _by_mailbox(batch: Iterable[Asked], rows: Mapping[int, Any]) -> Iterable[tuple[str, list[Asked]]]:
     grouped: dict[str, list[Asked]] = defaultdict(list)
     for asked in batch:
         grouped[rows[asked.case_id].mailbox].append(asked)
@@ -207,7 +208,7 @@ class Filing:
 
 def alone_in_thread(connection: Connection, thread_ids: Iterable[int]) -> set[int]:
     """Those of these threads that hold a single case."""
-    return set(connection.execute(_ALONE, {"threads": padded(set(thread_ids))}).scalars())
+    return {row.thread_id for row in fetch(connection, _ALONE, {"threads": padded(set(thread_ids))})}
 
 
 _ALONE = (
@@ -238,14 +239,13 @@ def settle_many(connection: Connection, batch: Sequence[Filing], *, worker: str,
     if not held:
         return []
     moves = [_moved(filing, rows[filing.settlement.case_id].revision, now) for filing in held]
-    changed = connection.execute(_MOVE, parameters(moves))
-    if changed.rowcount not in {len(held), -1}:
+    changed = change_all(connection, _MOVE, moves)
+    if changed not in {len(held), -1}:
         raise StaleMove("a case of the batch was moved meanwhile")
-    connection.execute(_EVENT, parameters([_event(filing.settlement, now) for filing in held]))
+    change_all(connection, _EVENT, [_event(filing.settlement, now) for filing in held])
     upsert_many(connection, records, "case_id", [_record(filing.settlement) for filing in held])
     fresh = [draft_row(filing.draft, filing.draft_state, now) for filing in held if filing.draft is not None]
-    if fresh:
-        connection.execute(_DRAFT, parameters(fresh))
+    change_all(connection, _DRAFT, fresh)
     leaving = [filing.reply for filing in held if filing.reply is not None]
     if leaving:
         outbox.enqueue_first(connection, leaving, now=now)
@@ -257,7 +257,7 @@ _EVENT = insert(events)
 _DRAFT = insert(drafts)
 
 
-def _as_seen(row: Row[Any] | None, filing: Filing) -> bool:
+def _as_seen(row: Any | None, filing: Filing) -> bool:
     return row is not None and row.state == filing.settlement.from_.value and (filing.draft is None or row.revision == 0)
 
 

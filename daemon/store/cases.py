@@ -21,7 +21,8 @@ from typing import Any
 from sqlalchemy import Connection, and_, bindparam, func, insert, or_, select, update
 
 from daemon.store import folders, outbox, threads
-from daemon.store.dialect import insert_many_new, locked, padded, parameters, serialise, storable, upsert
+from daemon.store.dialect import insert_many_new, locked, padded, serialise, storable, upsert
+from daemon.store.direct import change, change_all, fetch, fetch_one
 from daemon.store.tables import cases, events, feedback, raw_mail, records
 from daemon.store.tables import outbox as outbox_table
 from daemon.store.transitions import StaleMove, move_case
@@ -77,8 +78,8 @@ def receive(connection: Connection, batch: Sequence[RawMail], *, now: datetime) 
         ids = {row.uid: row.id for row in stored}
         new = [(ids.pop(mail.uid), mail.raw) for mail in mails if mail.uid in ids]
         if new:
-            connection.execute(_RAW_MAIL, parameters([{"case_id": case_id, "body": raw} for case_id, raw in new]))
-            connection.execute(_EVENT, parameters([_arrival(case_id, now) for case_id, _ in new]))
+            change_all(connection, _RAW_MAIL, [{"case_id": case_id, "body": raw} for case_id, raw in new])
+            change_all(connection, _EVENT, [_arrival(case_id, now) for case_id, _ in new])
         made.extend(case_id for case_id, _ in new)
     return Received(tuple(made), len(batch) - len(made))
 
@@ -174,7 +175,7 @@ def claim(
     set back, and counts as ended.
     """
     asked = {"now": now, "too_far": now + 2 * lease, "limit": limit}
-    rows = connection.execute(locked(connection, _WANTED), asked).all()
+    rows = fetch(connection, locked(connection, _WANTED), asked)
     hopeless = [row for row in rows if row.attempts >= max_attempts]
     for row in hopeless:
         move_case(connection, row.id, CaseState(row.state), CaseState.BROKEN, reason="too_many_attempts", actor=ACTOR, now=now)
@@ -189,8 +190,8 @@ def claim(
     ]
     if not taken:
         return []
-    connection.execute(_CLAIM, {"ids": padded(taken), "worker": worker, "until": now + lease, "now": now})
-    found = connection.execute(_WITH_BODY, {"ids": padded(taken)})
+    change(connection, _CLAIM, {"ids": padded(taken), "worker": worker, "until": now + lease, "now": now})
+    found = fetch(connection, _WITH_BODY, {"ids": padded(taken)})
     return [
         Claimed(
             case_id=row.id,
@@ -280,7 +281,7 @@ def forget_leases(connection: Connection, *, workers_like: str) -> int:
 
 def next_due(connection: Connection) -> datetime | None:
     """When the next deferred case wants to be looked at."""
-    due: datetime | None = connection.execute(_NEXT_DUE).scalar_one()
+    due: datetime | None = fetch_one(connection, _NEXT_DUE, {})[0]
     return due
 
 
@@ -328,7 +329,7 @@ def understand(
     """
     understand_alone(connection)
     what = fitting(what)
-    row = connection.execute(_HELD, {"case": case_id, "worker": worker}).one_or_none()
+    row = fetch_one(connection, _HELD, {"case": case_id, "worker": worker})
     if row is None:
         raise StaleMove(f"case {case_id} is no longer held by {worker}")
     mailbox = row.mailbox
@@ -339,7 +340,7 @@ def understand(
     if what.kind is Kind.BUYER and duplicate_of is None:
         arrived = min(row.internal_date or row.received_at, row.received_at)
         values["deadline_at"] = _deadline(connection, case_id, thread_id, arrived + timedelta(hours=response_hours))
-    connection.execute(_WRITE, {"case": case_id, **values})
+    change(connection, _WRITE, {"case": case_id, **values})
     proved = outbox.prove(connection, mailbox, (*what.answers, *((what.message_id,) if what.message_id else ())), now=now)
     return Context(
         thread_id=thread_id,
@@ -403,7 +404,7 @@ def _column_length(name: str) -> int:
 
 def _twin(connection: Connection, case_id: int, mailbox: str, content_key: str) -> int | None:
     asked = {"mailbox": mailbox, "key": content_key, "case": case_id}
-    twin: int | None = connection.execute(_TWIN, asked).scalar_one()
+    twin: int | None = fetch_one(connection, _TWIN, asked)[0]
     return twin
 
 
@@ -419,7 +420,7 @@ def _message_id_is_taken(connection: Connection, case_id: int, mailbox: str, wha
     if what.message_id is None:
         return False
     asked = {"mailbox": mailbox, "message": what.message_id, "key": what.content_key, "case": case_id}
-    return connection.execute(_SAME_MESSAGE_ID, asked).first() is not None
+    return fetch_one(connection, _SAME_MESSAGE_ID, asked) is not None
 
 
 _SAME_MESSAGE_ID = (
@@ -436,7 +437,7 @@ _SAME_MESSAGE_ID = (
 
 
 def _deadline(connection: Connection, case_id: int, thread_id: int, own: datetime) -> datetime:
-    earliest: datetime | None = connection.execute(_EARLIEST, {"thread": thread_id, "case": case_id}).scalar_one()
+    earliest: datetime | None = fetch_one(connection, _EARLIEST, {"thread": thread_id, "case": case_id})[0]
     return min(own, earliest) if earliest is not None else own
 
 
@@ -461,16 +462,16 @@ def history(
         "day": now - CAP_DAY,
         "three_days": now - CAP_THREAD,
     }
-    to_sender = connection.execute(_TO_SENDER, asked).one() if sender else None
-    in_thread = connection.execute(_IN_THREAD, asked).all()
-    thread = connection.execute(_THREAD, asked).all()
-    last_hour = connection.execute(_LAST_HOUR, asked).all()
+    to_sender = fetch_one(connection, _TO_SENDER, asked) if sender else None
+    in_thread = fetch(connection, _IN_THREAD, asked)
+    thread = fetch(connection, _THREAD, asked)
+    last_hour = fetch(connection, _LAST_HOUR, asked)
     return History(
         replies_to_address_24h=to_sender.replies if to_sender else 0,
         auto_replies_to_address_24h=to_sender.automatic if to_sender else 0,
         replies_in_thread_72h=sum(row.lately for row in in_thread),
         replies_last_hour=sum(row.uses for row in last_hour),
-        mails_from_address_24h=connection.execute(_FROM_SENDER, asked).scalar_one(),
+        mails_from_address_24h=fetch_one(connection, _FROM_SENDER, asked)[0],
         earlier_in_thread=sum(row.earlier for row in thread),
         templates_used_in_thread=tuple(row.template for row in in_thread if row.template is not None and row.replies),
         thread_order_ids=tuple(row.order_id for row in thread if row.order_id is not None),
@@ -486,9 +487,9 @@ def histories(connection: Connection, mailbox: str, senders: Sequence[str], *, n
         "hour": now - CAP_HOUR,
         "day": now - CAP_DAY,
     }
-    to_senders = {row.recipient_key: row for row in connection.execute(_TO_SENDERS, asked)}
-    from_senders = {row.sender: row.mails for row in connection.execute(_FROM_SENDERS, asked)}
-    last_hour = connection.execute(_LAST_HOUR, asked).all()
+    to_senders = {row.recipient_key: row for row in fetch(connection, _TO_SENDERS, asked)}
+    from_senders = {row.sender: row.mails for row in fetch(connection, _FROM_SENDERS, asked)}
+    last_hour = fetch(connection, _LAST_HOUR, asked)
     uses = {row.template: row.uses for row in last_hour if row.template is not None}
     return {
         sender: History(
@@ -563,7 +564,7 @@ _FROM_SENDERS = (
 
 def open_in_thread(connection: Connection, thread_id: int, *, before: int) -> list[tuple[int, CaseState]]:
     """Earlier buyer messages of a thread that still wait for an answer, oldest first: a newer one may overtake them."""
-    rows = connection.execute(_OPEN_IN_THREAD, {"thread": thread_id, "before": before})
+    rows = fetch(connection, _OPEN_IN_THREAD, {"thread": thread_id, "before": before})
     return [(row.id, CaseState(row.state)) for row in rows]
 
 
@@ -601,7 +602,7 @@ def open_for_orders(
 
 def newer_in_thread(connection: Connection, thread_id: int, *, after: int) -> bool:
     """Whether the buyer wrote again in a thread after the message of this case."""
-    return connection.execute(_NEWER_IN_THREAD, {"thread": thread_id, "after": after}).first() is not None
+    return fetch_one(connection, _NEWER_IN_THREAD, {"thread": thread_id, "after": after}) is not None
 
 
 _NEWER_IN_THREAD = (
@@ -648,7 +649,7 @@ def settle(connection: Connection, what: Settlement, *, worker: str, now: dateti
     Raises StaleMove when the claim has been lost: nothing is written, and
     whoever holds the case now decides.
     """
-    if connection.execute(_HELD, {"case": what.case_id, "worker": worker}).one_or_none() is None:
+    if fetch_one(connection, _HELD, {"case": what.case_id, "worker": worker}) is None:
         raise StaleMove(f"case {what.case_id} is no longer held by {worker}")
     values = dict(what.values)
     if what.to is not CaseState.BROKEN:

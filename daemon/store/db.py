@@ -40,6 +40,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import NullPool, QueuePool
 
 from daemon.errors import Transient
+from daemon.store import direct
 from daemon.vocab import JsonText
 
 T = TypeVar("T")
@@ -253,13 +254,13 @@ class _Savepoint:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        connection.exec_driver_sql("SAVEPOINT unit")
+        direct.say(connection, "SAVEPOINT unit")
 
     def commit(self) -> None:
-        self._connection.exec_driver_sql("RELEASE SAVEPOINT unit")
+        direct.say(self._connection, "RELEASE SAVEPOINT unit")
 
     def rollback(self) -> None:
-        self._connection.exec_driver_sql("ROLLBACK TO SAVEPOINT unit")
+        direct.say(self._connection, "ROLLBACK TO SAVEPOINT unit")
         self.commit()
 
 
@@ -383,7 +384,7 @@ def _engine(url: URL, *, connections: int, read_only: bool = False) -> Engine:
         cursor.close()
 
     event.listen(engine, "connect", prepare)
-    event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(begin))
+    event.listen(engine, "begin", lambda connection: direct.say(connection, begin))
     return engine
 
 

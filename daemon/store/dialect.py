@@ -7,9 +7,11 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from typing import Any, TypeVar
 
-from sqlalchemy import Column, ColumnElement, Connection, Executable, Row, Select, Table, func, literal_column
+from sqlalchemy import Column, ColumnElement, Connection, Insert, Select, Table, func, literal_column
 from sqlalchemy import text as sql
 from sqlalchemy.dialects import postgresql, sqlite
+
+from daemon.store import direct
 
 T = TypeVar("T")
 
@@ -24,8 +26,7 @@ def storable(text: str, length: int | None = None) -> str:
 
 def insert_new(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
     """Insert rows, leaving out those that a unique key already knows."""
-    if rows:
-        connection.execute(_insert_new(connection.dialect.name, table), parameters(rows))
+    direct.change_all(connection, _insert_new(connection.dialect.name, table), rows)
 
 
 def padded(values: Collection[T]) -> list[T]:
@@ -45,11 +46,6 @@ def unindexed(column: Column[str]) -> ColumnElement[str]:
     return func.coalesce(column, literal_column("''"))
 
 
-def parameters(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | list[dict[str, Any]]:
-    """One row by itself spares the driver's way for many."""
-    return dict(rows[0]) if len(rows) == 1 else [dict(row) for row in rows]
-
-
 def insert_one_new(connection: Connection, table: Table, row: Mapping[str, Any]) -> int | None:
     """Insert one row and return its id, or None when a unique key already knows it."""
     made = insert_many_new(connection, table, [row], table.c.id)
@@ -58,23 +54,26 @@ def insert_one_new(connection: Connection, table: Table, row: Mapping[str, Any])
 
 def insert_many_new(
     connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]], *columns: Column[Any]
-) -> Sequence[Row[Any]]:
+) -> Sequence[Any]:
     """Insert rows in their order and return ``columns`` of those that no unique key knew already."""
     if not rows:
         return []
-    return connection.execute(_insert_new(connection.dialect.name, table, columns), parameters(rows)).all()
+    statement = _insert_new(connection.dialect.name, table, columns)
+    if len(rows) == 1:
+        return direct.fetch(connection, statement, rows[0])
+    return connection.execute(statement, [dict(row) for row in rows]).all()
 
 
 def upsert(connection: Connection, table: Table, key: Mapping[str, Any], values: Mapping[str, Any]) -> None:
     """Insert a row under ``key``, or set ``values`` on the one that is there."""
-    connection.execute(_upsert(connection.dialect.name, table, tuple(key), tuple(values)), {**key, **values})
+    direct.change(connection, _upsert(connection.dialect.name, table, tuple(key), tuple(values)), {**key, **values})
 
 
 def upsert_many(connection: Connection, table: Table, key: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Insert rows that all have the same columns, or set these columns where the key is known already."""
     if rows:
         fresh = tuple(name for name in rows[0] if name != key)
-        connection.execute(_upsert(connection.dialect.name, table, (key,), fresh), parameters(rows))
+        direct.change_all(connection, _upsert(connection.dialect.name, table, (key,), fresh), rows)
 
 
 def locked(connection: Connection, query: Select[Any]) -> Select[Any]:
@@ -100,13 +99,13 @@ def _locked(query: Select[Any]) -> Select[Any]:
 
 
 @cache
-def _insert_new(dialect: str, table: Table, columns: tuple[Column[Any], ...] = ()) -> Executable:
+def _insert_new(dialect: str, table: Table, columns: tuple[Column[Any], ...] = ()) -> Insert:
     statement = _insert(dialect, table).on_conflict_do_nothing()
     return statement.returning(*columns) if columns else statement
 
 
 @cache
-def _upsert(dialect: str, table: Table, key: tuple[str, ...], fresh: tuple[str, ...]) -> Executable:
+def _upsert(dialect: str, table: Table, key: tuple[str, ...], fresh: tuple[str, ...]) -> Insert:
     statement = _insert(dialect, table)
     return statement.on_conflict_do_update(index_elements=key, set_={name: statement.excluded[name] for name in fresh})
 

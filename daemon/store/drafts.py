@@ -11,6 +11,7 @@ from sqlalchemy import Connection, Row, bindparam, insert, select, update
 
 from daemon.store import outbox
 from daemon.store.dialect import padded
+from daemon.store.direct import fetch
 from daemon.store.tables import cases, drafts
 from daemon.store.transitions import StaleMove, move_case
 from daemon.vocab import CaseState, DraftState
@@ -99,7 +100,7 @@ def order_states(
     """What these revisions (case, number) took for granted about their orders, None for one that rests on none."""
     if not revisions:
         return {}
-    rows = connection.execute(_ORDER_STATES, {"cases": padded([case_id for case_id, _ in revisions])})
+    rows = fetch(connection, _ORDER_STATES, {"cases": padded([case_id for case_id, _ in revisions])})
     found = {(row.case_id, row.revision): row.order_state for row in rows}
     return {revision: found.get(revision) for revision in revisions}
 

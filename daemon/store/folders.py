@@ -10,6 +10,7 @@ from sqlalchemy import Connection, bindparam, func, insert, select, update
 from sqlalchemy import case as sql_case
 
 from daemon.store.dialect import storable
+from daemon.store.direct import change, fetch, fetch_one
 from daemon.store.tables import cases, folders
 
 
@@ -34,7 +35,7 @@ class Folder:
 
 def get(connection: Connection, mailbox: str, folder: str) -> Folder | None:
     """Where a folder stands, None before the first contact."""
-    row = connection.execute(_GET, {"of_mailbox": mailbox, "of_folder": folder}).one_or_none()
+    row = fetch_one(connection, _GET, {"of_mailbox": mailbox, "of_folder": folder})
     return Folder(*row) if row else None
 
 
@@ -79,12 +80,8 @@ def unknown_uids(connection: Connection, folder: Folder, uids: Collection[int]) 
         return []
     # a range, not a list: lists of every length would each stay behind as a prepared statement
     within = {"first": wanted[0], "last": wanted[-1]}
-    known = set(
-        connection.execute(
-            _KNOWN_UIDS,
-            {"of_mailbox": folder.mailbox, "of_folder": folder.folder, "epoch": folder.uidvalidity, **within},
-        ).scalars()
-    )
+    of = {"of_mailbox": folder.mailbox, "of_folder": folder.folder, "epoch": folder.uidvalidity}
+    known = {row.uid for row in fetch(connection, _KNOWN_UIDS, {**of, **within})}
     return [uid for uid in wanted if uid not in known]
 
 
@@ -103,7 +100,7 @@ def oldest_uid_to_rescan(connection: Connection, folder: Folder, since: datetime
 
 def succeeded(connection: Connection, mailbox: str, folder: str, *, now: datetime) -> None:
     """The folder was read to its end."""
-    connection.execute(_SUCCEEDED, {"of_mailbox": mailbox, "of_folder": folder, "now": now})
+    change(connection, _SUCCEEDED, {"of_mailbox": mailbox, "of_folder": folder, "now": now})
 
 
 def failed(connection: Connection, mailbox: str, folder: str, *, error: str, now: datetime) -> None:
@@ -123,9 +120,10 @@ def mail_came(
     Raises ValueError when the folder is not in the epoch that they are from: they mean other messages by now.
     """
     asked = {"of_mailbox": mailbox, "of_folder": folder, "epoch": uidvalidity}
-    review_uid: int | None = connection.execute(_MAIL_CAME, {**asked, "newest": max(uids), "now": now}).scalar_one_or_none()
-    if review_uid is None:
+    came = fetch_one(connection, _MAIL_CAME, {**asked, "newest": max(uids), "now": now})
+    if came is None:
         raise ValueError(f"{mailbox}/{folder} is not in epoch {uidvalidity}")
+    review_uid: int = came.review_uid
     return review_uid
 
 

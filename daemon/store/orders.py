@@ -10,6 +10,7 @@ from sqlalchemy import Connection, bindparam, delete, insert, select, tuple_, up
 
 from daemon.store.db import Database
 from daemon.store.dialect import padded
+from daemon.store.direct import fetch
 from daemon.store.tables import orders, reports
 
 #: Keys of one SELECT; three parameters each, under every database's limit.
@@ -71,7 +72,7 @@ def rows_of(connection: Connection, keys: Sequence[Key]) -> dict[Key, list[dict[
     for shop, ids in ids_of.items():
         for start in range(0, len(ids), _KEYS_AT_ONCE):
             asked = {"of": shop, "ids": padded(ids[start : start + _KEYS_AT_ONCE])}
-            for row in connection.execute(_ROWS_OF, asked):
+            for row in fetch(connection, _ROWS_OF, asked):
                 found[shop, row.order_id].extend(row.facts["rows"])
     return found
 

@@ -24,6 +24,7 @@ from daemon.clock import DELIVERY_BACKOFF_SECONDS, RECONNECT_BACKOFF_SECONDS, ba
 from daemon.errors import PostsaleError
 from daemon.store import settings, threads
 from daemon.store.dialect import insert_many_new, insert_one_new, padded, storable
+from daemon.store.direct import change, fetch, fetch_one
 from daemon.store.tables import attempts, cases, outbox
 from daemon.store.transitions import StaleMove, move_case, move_delivery
 from daemon.vocab import CAP_DAY, CAP_HOUR, CAP_THREAD, CaseState, DeliveryKind, DeliveryState, Kind, Outgoing
@@ -216,7 +217,7 @@ def due(connection: Connection, mailbox: str, *, now: datetime, limit: int = 50)
     if settings.paused(connection, mailbox) is None:
         kinds.append(DeliveryKind.BUYER_REPLY.value)
     asked = {"of": mailbox, "kinds": kinds, "most": limit, **_at(now)}
-    return [_delivery(row) for row in connection.execute(_DUE, asked)]
+    return [_delivery(row) for row in fetch(connection, _DUE, asked)]
 
 
 #: ``not_before`` has come, or the entry was written under a clock that has since been set back.
@@ -234,7 +235,7 @@ def outlook(connection: Connection, mailbox: str) -> tuple[datetime | None, date
     A clock well before the first has been set back. What wants attention is a
     queued row to leave, an uncertain one to be looked for.
     """
-    found = connection.execute(_OUTLOOK, {"mailbox": mailbox}).one()
+    found = fetch_one(connection, _OUTLOOK, {"mailbox": mailbox})
     return found.newest, found.due
 
 
@@ -252,7 +253,7 @@ _OUTLOOK = select(
 
 def waiting(connection: Connection, mailbox: str, *, now: datetime) -> dict[int, datetime]:
     """Rows that were never tried and must not leave before a moment in the future, as an undo window has it."""
-    return {row.id: row.not_before for row in connection.execute(_WAITING, {"of": mailbox, **_at(now)})}
+    return {row.id: row.not_before for row in fetch(connection, _WAITING, {"of": mailbox, **_at(now)})}
 
 
 _WAITING = select(outbox.c.id, outbox.c.not_before).where(
@@ -285,7 +286,7 @@ def claim(connection: Connection, delivery_id: int, *, boot_id: str, now: dateti
     if row.case_id is not None and row.kind is DeliveryKind.BUYER_REPLY:
         move_case(connection, row.case_id, CaseState.QUEUED, CaseState.SENDING, reason="attempt", actor=ACTOR, now=now)
     begun = {"delivery_id": delivery_id, "number": row.attempts + 1, "boot_id": boot_id, "started_at": now, "phase": "connect"}
-    connection.execute(_BEGIN_ATTEMPT, begun)
+    change(connection, _BEGIN_ATTEMPT, begun)
     return replace(row, state=DeliveryState.CLAIMED, attempts=row.attempts + 1, claimed_by=boot_id, updated_at=now)
 
 
@@ -445,7 +446,7 @@ def recover(connection: Connection, mailbox: str, *, under_way: Collection[int],
 
 def uncertain_due(connection: Connection, mailbox: str, *, now: datetime) -> list[Delivery]:
     """Replies of unknown fate for which evidence wants to be looked for now."""
-    return [_delivery(row) for row in connection.execute(_UNCERTAIN_DUE, {"of": mailbox, **_at(now)})]
+    return [_delivery(row) for row in fetch(connection, _UNCERTAIN_DUE, {"of": mailbox, **_at(now)})]
 
 
 def no_evidence(connection: Connection, delivery_id: int, *, search_minutes: float, now: datetime) -> bool:
@@ -488,7 +489,7 @@ def prove(connection: Connection, mailbox: str, message_ids: Collection[str], *,
 
 def ours(connection: Connection, mailbox: str, message_ids: Collection[str]) -> set[str]:
     """Those of these Message-IDs that are of mail of ours."""
-    return {row.message_id for row in connection.execute(_NAMED, {"ids": padded(message_ids)}) if row.mailbox == mailbox}
+    return {row.message_id for row in fetch(connection, _NAMED, {"ids": padded(message_ids)}) if row.mailbox == mailbox}
 
 
 #: Without the mailbox, by which SQLite would go through everything it ever sent.
@@ -608,7 +609,7 @@ def left_in_hour(
 ) -> tuple[int, datetime | None]:
     """How many replies of the mailbox, ``besides`` this delivery, left in the last hour, and when the first of them did."""
     asked = {"mailbox": mailbox, "delivery": besides or 0, "hour": now - CAP_HOUR}
-    found = connection.execute(_LEFT_IN_HOUR, asked).one()
+    found = fetch_one(connection, _LEFT_IN_HOUR, asked)
     return found.left + found.claimed, found.oldest
 
 
@@ -635,9 +636,9 @@ def traffic(connection: Connection, row: Delivery, *, now: datetime) -> Traffic:
         "three_days": now - CAP_THREAD,
     }
 
-    to_them = connection.execute(_TO_THEM, asked).one()
-    in_thread: int = connection.execute(_SENT_IN_THREAD, asked).scalar_one()
-    by_template: int = connection.execute(_BY_TEMPLATE, asked).scalar_one() if row.template else 0
+    to_them = fetch_one(connection, _TO_THEM, asked)
+    in_thread: int = fetch_one(connection, _SENT_IN_THREAD, asked)[0]
+    by_template: int = fetch_one(connection, _BY_TEMPLATE, asked)[0] if row.template else 0
     return Traffic(to_them.replies, to_them.automatic, in_thread, by_template)
 
 
@@ -683,7 +684,7 @@ def overtaken(connection: Connection, row: Delivery) -> str | None:
     when the buyer wrote a message that wants an answer; ``being_read`` when
     it is not known yet whether the newer message wants one.
     """
-    found = connection.execute(_OVERTAKEN, {"case": row.case_id, "approved": row.created_at}).one()
+    found = fetch_one(connection, _OVERTAKEN, {"case": row.case_id, "approved": row.created_at})
     if found.newer:
         return "being_read" if found.newer == found.unread else "wrote_again"
     return "answered" if found.answered else None
@@ -714,7 +715,7 @@ _OVERTAKEN = select(
 def without_copy(connection: Connection, mailbox: str, *, before: datetime, limit: int = 20) -> list[Delivery]:
     """Replies that were accepted before that moment and of which no copy was seen in the Sent folder yet."""
     asked = {"of": mailbox, "before": before, "most": limit}
-    return [_delivery(row) for row in connection.execute(_WITHOUT_COPY, asked)]
+    return [_delivery(row) for row in fetch(connection, _WITHOUT_COPY, asked)]
 
 
 def copied(connection: Connection, delivery_id: int, *, now: datetime) -> None:
@@ -825,14 +826,14 @@ def _delivery(row: Sequence[Any]) -> Delivery:
 
 
 def _one(connection: Connection, delivery_id: int) -> Delivery:
-    found = connection.execute(_ONE, {"delivery": delivery_id}).one_or_none()
+    found = fetch_one(connection, _ONE, {"delivery": delivery_id})
     if found is None:
         raise KeyError(delivery_id)
     return _delivery(found)
 
 
 def _held(connection: Connection, delivery_id: int, boot_id: str) -> Delivery:
-    found = connection.execute(_ONE, {"delivery": delivery_id}).one_or_none()
+    found = fetch_one(connection, _ONE, {"delivery": delivery_id})
     if found is None or found.claimed_by != boot_id:
         raise StaleMove(f"delivery {delivery_id} is no longer of {boot_id}")
     return _delivery(found)
@@ -863,11 +864,11 @@ def _follow(
 
 
 def _phase(connection: Connection, delivery_id: int, boot_id: str, phase: str) -> None:
-    connection.execute(_SET_PHASE, {"delivery": delivery_id, "boot": boot_id, "to": phase})
+    change(connection, _SET_PHASE, {"delivery": delivery_id, "boot": boot_id, "to": phase})
 
 
 def _end_attempt(
     connection: Connection, delivery_id: int, boot_id: str, phase: str, code: int | None, reply: str, now: datetime
 ) -> None:
     how = {"to": phase, "at": now, "said": code, "words": storable(reply, 500)}
-    connection.execute(_END_ATTEMPT, {"delivery": delivery_id, "boot": boot_id, **how})
+    change(connection, _END_ATTEMPT, {"delivery": delivery_id, "boot": boot_id, **how})

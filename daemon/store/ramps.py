@@ -14,6 +14,7 @@ from datetime import datetime
 from sqlalchemy import Connection, bindparam, delete, select, update
 
 from daemon.store.dialect import insert_new
+from daemon.store.direct import change, fetch_one
 from daemon.store.tables import ramps
 
 
@@ -39,12 +40,12 @@ def take(
     start = {"mailbox": mailbox, "policy_group": group, "live_since": now, "days": 0, "day": _day(now), "replies": 0}
     insert_new(connection, ramps, [start])
     ours = {"of": mailbox, "group": group}
-    row = connection.execute(_OURS, ours).one()
+    row = fetch_one(connection, _OURS, ours)
     days, replies = _today(row.days, row.day, row.replies, now)
     given = min(wanted, max(0, limit(days) - replies))
     if given:
         day = max(row.day, _day(now))  # a clock that is set back earns no new day
-        connection.execute(_COUNT, {**ours, "days": days, "day": day, "replies": replies + given})
+        change(connection, _COUNT, {**ours, "days": days, "day": day, "replies": replies + given})
     return given
 
 

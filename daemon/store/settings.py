@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, delete, select
 
 from daemon.store.dialect import upsert
+from daemon.store.direct import fetch, fetch_one
 from daemon.store.tables import settings
 
 _PAUSED = "paused"
@@ -25,7 +26,8 @@ class Pause:
 
 def get(connection: Connection, key: str) -> Any:
     """The value of a setting, None when it was never set."""
-    return connection.execute(_GET, {"of": key}).scalar_one_or_none()
+    found = fetch_one(connection, _GET, {"of": key})
+    return None if found is None else found.value
 
 
 def put(connection: Connection, key: str, value: Any, *, actor: str, now: datetime) -> None:
@@ -54,7 +56,7 @@ def resume(connection: Connection, *, mailbox: str | None = None) -> bool:
 def paused(connection: Connection, mailbox: str | None = None) -> Pause | None:
     """The pause that holds for this mailbox, the general one first; None when mail may leave."""
     keys = [_PAUSED, _key(mailbox)]
-    found = {row.key: row for row in connection.execute(_SET_BY, {"first": keys[0], "second": keys[1]})}
+    found = {row.key: row for row in fetch(connection, _SET_BY, {"first": keys[0], "second": keys[1]})}
     for key in keys:
         if key in found:
             return Pause(found[key].updated_by, found[key].updated_at, None if key == _PAUSED else mailbox)

@@ -16,6 +16,7 @@ from datetime import datetime
 from sqlalchemy import Connection, bindparam, select
 
 from daemon.store.dialect import insert_many_new, insert_new, padded
+from daemon.store.direct import fetch
 from daemon.store.tables import thread_keys, threads
 
 #: Stands in for the correspondent of a key that the marketplace vouches for.
@@ -35,7 +36,7 @@ def join(connection: Connection, mailbox: str, *, correspondent: str, keys: Sequ
 
 def known(connection: Connection, mailbox: str, digests: Collection[str]) -> dict[str, int]:
     """The threads that keys of these digests lead to."""
-    return {row.key: row.thread_id for row in connection.execute(_KNOWN, {"of": mailbox, "keys": padded(digests)})}
+    return {row.key: row.thread_id for row in fetch(connection, _KNOWN, {"of": mailbox, "keys": padded(digests)})}
 
 
 _KNOWN = select(thread_keys.c.key, thread_keys.c.thread_id).where(

@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy import Connection, Table, Update, bindparam, insert, update
 
 from daemon.errors import PostsaleError
+from daemon.store.direct import change
 from daemon.store.tables import cases, events, outbox
 from daemon.vocab import CaseState as C
 from daemon.vocab import DeliveryState as D
@@ -97,7 +98,7 @@ def move_case(
     if not _move(connection, cases, fresh, {"id": case_id, "state": from_.value}):
         raise StaleMove(f"case {case_id} is no longer {from_}")
     event = {"at": now, "from_state": from_.value, "to_state": to.value, "reason": reason, "actor": actor, "detail": detail}
-    connection.execute(_EVENT, {"case_id": case_id, **event})
+    change(connection, _EVENT, {"case_id": case_id, **event})
 
 
 def move_delivery(
@@ -133,8 +134,7 @@ def _move(connection: Connection, table: Table, fresh: Mapping[str, Any], seen: 
         **{f"new_{name}": value for name, value in fresh.items()},
         **{f"old_{name}": value for name, value in seen.items()},
     }
-    changed = connection.execute(_guarded_update(table, tuple(fresh), tuple(seen)), values)
-    return bool(changed.rowcount == 1)
+    return change(connection, _guarded_update(table, tuple(fresh), tuple(seen)), values) == 1
 
 
 @cache

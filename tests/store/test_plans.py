@@ -5,53 +5,45 @@ PostgreSQL chooses by statistics, so the plans are looked at on SQLite.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection
 
 from daemon.store import cases, forgetting, labelling, outbox, reports, requests
 from daemon.store.db import Database
 from daemon.store.migrate import upgrade
 from daemon.store.tables import metadata
 from daemon.vocab import DeliveryKind, DeliveryState
+from tests.store.watching import Asked, watched
 
 NOW = datetime(2026, 11, 2, 10, tzinfo=UTC)
 
 
-def _plans(connection: Connection, asked: list[tuple[str, Any]]) -> list[str]:
+def _plans(connection: Connection, asked: Sequence[Asked]) -> list[str]:
     return [
         str(step[3])
-        for statement, values in asked
+        for statement, values, _ in asked
         for step in connection.connection.cursor().execute(f"EXPLAIN QUERY PLAN {statement}", values).fetchall()
     ]
-
-
-Asked = list[tuple[str, Any]]
 
 
 def _asked_by(tmp_path: Path, work: Callable[[Connection], object]) -> tuple[int, list[str]]:
     """How many statements that read a piece of work asks, and the steps of their plans."""
     database = Database(f"sqlite:///{tmp_path}/plans.db")
     upgrade(database)
-    asked: Asked = []
 
-    def note(_connection: Any, _cursor: Any, statement: str, values: Any, *_: Any) -> None:
-        if statement.startswith(("SELECT", "UPDATE", "DELETE")):
-            asked.append((statement, values))
+    def unit(connection: Connection) -> tuple[int, list[str]]:
+        with watched(connection) as all_asked:
+            work(connection)
+        asked = [each for each in all_asked if each.statement.startswith(("SELECT", "UPDATE", "DELETE"))]
+        return len(asked), _plans(connection, asked)
 
-    def unit(connection: Connection) -> list[str]:
-        event.listen(connection, "before_cursor_execute", note)
-        work(connection)
-        event.remove(connection, "before_cursor_execute", note)
-        return _plans(connection, asked)
-
-    plans = database.write_now(unit)
+    found = database.write_now(unit)
     database.close()
-    return len(asked), plans
+    return found
 
 
 def test_the_history_of_a_message_is_found_by_indexes(tmp_path: Path) -> None:
