@@ -35,8 +35,6 @@ class Recheck:
         now = self._clock.now()
         changed: dict[Reply, str] = {}
         for reply, order in orders.items():
-            known = rows.get(order, ())
-            facts = enrich.merge(known, now, self._stale_after) if known else None
-            if enrich.order_state(facts) != assumed[reply]:
+            if enrich.order_state_now(rows.get(order, ()), now, self._stale_after) != assumed[reply]:
                 changed[reply] = "order_changed"
         return changed

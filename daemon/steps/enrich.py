@@ -173,13 +173,49 @@ def order_state(facts: OrderFacts | None) -> dict[str, Any] | None:
     """What a draft takes for granted about its order; kept with it and compared before it leaves."""
     if facts is None:
         return None
+    return _assumed(
+        facts.shop,
+        facts.order_id,
+        OrderState.UNKNOWN if facts.stale else facts.state,
+        refunded=facts.refunded,
+        cancel_requested=facts.cancel_requested,
+        return_state=facts.return_state,
+    )
+
+
+def order_state_now(rows: Iterable[Row], now: datetime, stale_after: timedelta) -> dict[str, Any] | None:
+    """As order_state of the facts that merge makes of the rows, without those that it does not look at."""
+    ordered = sorted(rows, key=lambda r: _moment(r["as_of"]))
+    if not ordered:
+        return None
+    newest = _latest_of_each_report(ordered)
+    state, as_of, _, _ = _state(newest, _parcels(newest))
+    return _assumed(
+        str(ordered[-1]["shop"]),
+        str(ordered[-1]["order_id"]),
+        OrderState.UNKNOWN if now - as_of > stale_after else state,
+        refunded=_decimal(_last(newest, "refunded")),
+        cancel_requested=_any_true(newest, "cancel_requested"),
+        return_state=_last(newest, "return_state"),
+    )
+
+
+def _assumed(
+    shop: str,
+    order_id: str,
+    state: OrderState,
+    *,
+    refunded: Decimal | None,
+    cancel_requested: bool | None,
+    return_state: str | None,
+) -> dict[str, Any]:
     return {
-        "shop": facts.shop,
-        "order_id": facts.order_id,
-        "state": OrderState.UNKNOWN.value if facts.stale else _ALIKE.get(facts.state, facts.state.value),
-        "refunded": str(facts.refunded) if facts.refunded else None,
-        "cancel_requested": bool(facts.cancel_requested),
-        "return_state": facts.return_state,
+        "shop": shop,
+        "order_id": order_id,
+        "state": _ALIKE.get(state, state.value),
+        "refunded": str(refunded) if refunded else None,
+        "cancel_requested": bool(cancel_requested),
+        "return_state": return_state,
     }
 
 

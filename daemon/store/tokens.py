@@ -60,8 +60,33 @@ def token_of(address: str) -> str | None:
 def words_like_tokens(mime: bytes) -> frozenset[str]:
     """Every word in a mail, decoded, that has the shape of a token; most are none.
 
-    The mail's own Message-ID, which is made of such a word, is left out.
+    The mail's own Message-ID, which is made of such a word, is left out. Where no letter of a token can be written
+    otherwise than as itself, as in the mail that this service builds, the bytes are looked through as they are, which may
+    find a word more; whatever else is parsed, in ten times as long.
     """
+    lower = mime.lower()
+    if _ENCODED.search(mime) is not None or any(encoding in lower for encoding in _ENCODINGS):
+        return parsed_words_like_tokens(mime)
+    own = _MESSAGE_ID.search(mime)
+    plain = (mime.replace(own[1], b"") if own else mime).replace(b"=\r\n", b"").replace(b"=\n", b"")
+    words = plain.translate(_SEPARATED).split()
+    if b"=" in plain:  # as quoted-printable, where what is written like this is no letter of a token
+        words += _ESCAPE.sub(b" ", plain).translate(_SEPARATED).split()
+    return frozenset(word.decode("ascii").lower() for word in words if len(word) == _LENGTH)
+
+
+_ESCAPE = re.compile(rb"=[0-9A-Fa-f]{2}")
+#: Where quoted-printable or an encoded word may write a letter of a token otherwise, or leave something out.
+_ENCODED = re.compile(rb"=(?:3[2-7]|[46][1-9A-Fa-f]|[57][0-9Aa]|\?|\r[^\n])")
+_ENCODINGS = (b"base64", b"uue")
+_MESSAGE_ID = re.compile(rb"(?<![^\n])Message-ID: (<r\.[a-z2-7]{26}@[^<>@\s]+>)\r?\n")
+_LENGTH = 26
+_BASE32 = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ234567")
+_SEPARATED = bytes(byte if byte in _BASE32 else ord(" ") for byte in range(256))
+
+
+def parsed_words_like_tokens(mime: bytes) -> frozenset[str]:
+    """The same by a full parse, whatever encodings there are."""
     mail = email.message_from_bytes(mime, policy=email.policy.compat32)
     texts: list[str] = []
     own = mail["Message-ID"]

@@ -7,8 +7,10 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from daemon.steps.enrich import bind, facts_from_dict, facts_to_dict, merge
+from daemon.steps.enrich import bind, facts_from_dict, facts_to_dict, merge, order_state, order_state_now
 from daemon.steps.parse import parse
 from daemon.vocab import Address, Binding, Envelope, Fulfilment, Kind, OrderId, OrderState
 from tests.steps.cases import facts
@@ -33,6 +35,29 @@ def state(*rows: dict[str, Any]) -> OrderState:
     found = merge(rows, NOW, DAY)
     assert found is not None
     return found.state
+
+
+_SAID = st.fixed_dictionaries(
+    {"hours": st.integers(0, 60), "report": st.sampled_from("abc")},
+    optional={
+        "state": st.sampled_from([state.value for state in OrderState]),
+        "tracking": st.sampled_from(["", "1Z", "JJ"]),
+        "shipped_on": st.sampled_from(["2026-11-20", "2026-11-22"]),
+        "delivered_on": st.sampled_from(["2026-11-23", ""]),
+        "return_state": st.sampled_from(["requested", "received", ""]),
+        "refunded": st.sampled_from(["0", "12.50", 3, ""]),
+        "cancel_requested": st.booleans(),
+        "quantity": st.integers(1, 3),
+        "returned_quantity": st.integers(1, 3),
+        "title": st.just("Lamp"),
+    },
+)
+
+
+@given(st.lists(_SAID, max_size=5))
+def test_the_short_look_at_an_order_sees_what_the_whole_one_does(said: list[dict[str, Any]]) -> None:
+    rows = [row(each.pop("state", None), **each) for each in said]
+    assert order_state_now(rows, NOW, DAY) == order_state(merge(rows, NOW, DAY))
 
 
 def test_nothing_gives_nothing() -> None:
