@@ -23,9 +23,9 @@ TOKEN_BITS = 128
 #: What stands before the token in a plus-address: ``mailbox+ok-<token>@…``.
 TAG_PREFIX = "ok-"
 
-_WORD = re.compile(r"(?<![a-z2-7])[a-z2-7]{26}(?![a-z2-7])", re.IGNORECASE)
+_WORD = re.compile(r"(?<![a-z2-7])[a-z2-7]{26}(?![a-z2-7])", re.IGNORECASE | re.ASCII)
 _OWN_ID = re.compile(r"<r\.[a-z2-7]{26}@[^<>@\s]+>")
-_TAG = re.compile(r"\+ok-([a-z2-7]{26})$", re.IGNORECASE)
+_TAG = re.compile(r"\+ok-([a-z2-7]{26})\Z", re.IGNORECASE | re.ASCII)
 
 
 def new_token() -> str:
@@ -68,10 +68,11 @@ def words_like_tokens(mime: bytes) -> frozenset[str]:
     if _ENCODED.search(mime) is not None or any(encoding in lower for encoding in _ENCODINGS):
         return parsed_words_like_tokens(mime)
     own = _MESSAGE_ID.search(mime)
-    plain = (mime.replace(own[1], b"") if own else mime).replace(b"=\r\n", b"").replace(b"=\n", b"")
+    plain = mime.replace(own[1], b"") if own else mime
     words = plain.translate(_SEPARATED).split()
-    if b"=" in plain:  # as quoted-printable, where what is written like this is no letter of a token
-        words += _ESCAPE.sub(b" ", plain).translate(_SEPARATED).split()
+    if b"=" in plain:  # and as quoted-printable, where what is escaped is no letter of a token
+        soft = _ESCAPE.sub(b" ", plain).replace(b"=\r\n", b"").replace(b"=\n", b"")
+        words += soft.translate(_SEPARATED).split()
     return frozenset(word.decode("ascii").lower() for word in words if len(word) == _LENGTH)
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemon.store.tokens import new_token, parsed_words_like_tokens, words_like_tokens
+from daemon.store.tokens import new_token, parsed_words_like_tokens, token_of, words_like_tokens
 
 TOKEN = "abcdefghijklmnopqrstuvwx23"
 OWN = "<r.zyxwvutsrqponmlkjihgfedc76@shop.test>"
@@ -61,6 +61,15 @@ def test_nothing_that_a_full_parse_finds_is_missed(pieces: list[str], encoding: 
     body = {"quoted-printable": quopri.encodestring, "base64": base64.encodebytes}.get(encoding, bytes)(text)
     mime = written(body, encoding.removeprefix("raw "))
     assert words_like_tokens(mime) >= parsed_words_like_tokens(mime)
+
+
+def test_letters_that_only_look_like_a_tokens_make_none() -> None:
+    assert token_of(f"shop+ok-{TOKEN.upper()}@shop.test") == TOKEN
+    for letter, alike in (("s", "ſ"), ("k", "\N{KELVIN SIGN}")):
+        other = TOKEN.replace(letter, alike)
+        assert token_of(f"shop+ok-{other}@shop.test") is None
+        assert words_like_tokens(written(other.encode(), "8bit")) == frozenset()
+        assert parsed_words_like_tokens(written(other.encode(), "8bit")) == frozenset()
 
 
 def test_as_the_email_package_writes_it() -> None:
