@@ -252,9 +252,9 @@ def send(connection: Connection, count: int) -> None:
     outbox.left_in_hour(connection, row.mailbox, besides=row.id, now=NOW)
     outbox.traffic(connection, row, now=NOW)
     outbox.overtaken(connection, row)
-    outbox.claim(connection, row.id, boot_id="b", now=NOW)
+    outbox.claim(connection, row, boot_id="b", now=NOW)
     outbox.begin_transmit(connection, row.id, boot_id="b", now=NOW)
-    outbox.accepted(connection, row.id, boot_id="b", code=250, reply="ok", now=NOW)
+    outbox.accepted(connection, row, boot_id="b", code=250, reply="ok", now=NOW)
 
 
 def upkeep(connection: Connection, count: int) -> None:

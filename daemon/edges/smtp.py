@@ -256,8 +256,7 @@ class Smtp:
             raise Deferred(phase, None, "the server is out of step")
         expected = {Phase.DATA: (354,), Phase.RCPT: (250, 251)}.get(phase, (250,))
         try:
-            async with asyncio.timeout(2 * self._server.timeout_seconds):
-                response = await client.execute_command(*words)
+            response = await client.execute_command(*words)  # within timeout_seconds, however slowly it trickles in
         except aiosmtplib.SMTPResponseException as error:  # an answer that is none
             raise Deferred(phase, None, _one_line(error.message)) from error
         except (aiosmtplib.SMTPException, OSError, TimeoutError, ValueError) as error:
@@ -280,7 +279,7 @@ class Smtp:
                 protocol._response_pending = True
                 protocol.write(data)
                 await protocol._drain_helper()
-                response = await protocol.read_response(timeout=self._final_reply_seconds)
+                response = await protocol.read_response()
         except aiosmtplib.SMTPResponseException as error:
             raise Lost(f"the answer to the message cannot be read: {_one_line(error.message)}") from error
         except (aiosmtplib.SMTPException, OSError, TimeoutError, ValueError) as error:

@@ -341,7 +341,7 @@ class Deliver(Loop):
                 return None
             verdict = found or last
         if verdict is None:
-            claimed = outbox.claim(connection, row.id, boot_id=self._boot_id, now=now)
+            claimed = outbox.claim(connection, row, boot_id=self._boot_id, now=now)
             self._room -= row.kind is DeliveryKind.BUYER_REPLY
             return claimed
         if row.kind is DeliveryKind.STAFF_NOTICE:
@@ -423,7 +423,8 @@ class Deliver(Loop):
         self._failures = 0
         self.trouble = None
         _logger.info("reply.sent", delivery=row.id, case_id=row.case_id, kind=row.kind, code=accepted.code)
-        return partial(outbox.accepted, **how, code=accepted.code, reply=accepted.reply, now=self.clock.now())
+        at = self.clock.now()
+        return partial(outbox.accepted, row=row, boot_id=self._boot_id, code=accepted.code, reply=accepted.reply, now=at)
 
     async def _granted(self, attempt: _Attempt) -> None:
         """Commit B, before the first body byte."""

@@ -208,6 +208,14 @@ class Delivery:
     claimed_by: str | None
 
 
+def get(connection: Connection, delivery_id: int) -> Delivery:
+    """One row of the outbox; KeyError when there is none."""
+    found = fetch_one(connection, _ONE, {"delivery": delivery_id})
+    if found is None:
+        raise KeyError(delivery_id)
+    return _delivery(found)
+
+
 def due(connection: Connection, mailbox: str, *, now: datetime, limit: int = 50) -> list[Delivery]:
     """Queued rows of a mailbox that may leave now, longest due first; staff notices before replies.
 
@@ -264,30 +272,30 @@ _WAITING = select(outbox.c.id, outbox.c.not_before).where(
 )
 
 
-def claim(connection: Connection, delivery_id: int, *, boot_id: str, now: datetime) -> Delivery:
-    """Commit A: take a due row, with an attempt row, before the network is touched.
+def claim(connection: Connection, row: Delivery, *, boot_id: str, now: datetime) -> Delivery:
+    """Commit A: take a row, with an attempt row, before the network is touched.
 
-    Raises StaleMove when it is no longer queued and due, or sending was paused
-    in the meantime.
+    Raises StaleMove when it is not due, is no longer as it was read, or sending was paused in the meantime.
     """
-    row = _one(connection, delivery_id)
     if row.not_before > now and row.updated_at <= now + CLOCK_TOLERANCE:
-        raise StaleMove(f"delivery {delivery_id} is not due")
+        raise StaleMove(f"delivery {row.id} is not due")
     if row.kind is DeliveryKind.BUYER_REPLY and settings.paused(connection, row.mailbox) is not None:
         raise StaleMove("sending is paused")
+    claimed = replace(row, state=DeliveryState.CLAIMED, attempts=row.attempts + 1, claimed_by=boot_id, updated_at=now)
     move_delivery(
         connection,
-        delivery_id,
+        row.id,
         DeliveryState.QUEUED,
         DeliveryState.CLAIMED,
         now=now,
-        values={"claimed_by": boot_id, "attempts": row.attempts + 1},
+        seen={"updated_at": row.updated_at},
+        values={"claimed_by": boot_id, "attempts": claimed.attempts},
     )
     if row.case_id is not None and row.kind is DeliveryKind.BUYER_REPLY:
         move_case(connection, row.case_id, CaseState.QUEUED, CaseState.SENDING, reason="attempt", actor=ACTOR, now=now)
-    begun = {"delivery_id": delivery_id, "number": row.attempts + 1, "boot_id": boot_id, "started_at": now, "phase": "connect"}
+    begun = {"delivery_id": row.id, "number": claimed.attempts, "boot_id": boot_id, "started_at": now, "phase": "connect"}
     change(connection, _BEGIN_ATTEMPT, begun)
-    return replace(row, state=DeliveryState.CLAIMED, attempts=row.attempts + 1, claimed_by=boot_id, updated_at=now)
+    return claimed
 
 
 def begin_transmit(connection: Connection, delivery_id: int, *, boot_id: str, now: datetime) -> None:
@@ -301,7 +309,7 @@ def begin_transmit(connection: Connection, delivery_id: int, *, boot_id: str, no
         DeliveryState.CLAIMED,
         DeliveryState.TRANSMITTING,
         now=now,
-        claimed_by=boot_id,
+        seen={"claimed_by": boot_id},
         values={"transmitted_at": now},
     )
     _phase(connection, delivery_id, boot_id, "body")
@@ -310,16 +318,26 @@ def begin_transmit(connection: Connection, delivery_id: int, *, boot_id: str, no
 # --------------------------------------------------------------------------- outcomes
 
 
-def accepted(connection: Connection, delivery_id: int, *, boot_id: str, code: int, reply: str, now: datetime) -> None:
+def accepted(connection: Connection, row: Delivery, *, boot_id: str, code: int, reply: str, now: datetime) -> None:
     """Commit C: the server took the mail on itself."""
-    row = _held(connection, delivery_id, boot_id)
-    if row.state in _UNKNOWN_FATE:  # another run gave it up as lost while the answer was on its way
-        _prove(connection, row, "late_reply", now)
-    elif row.state is DeliveryState.TRANSMITTING:
-        values = {"smtp_code": code, "smtp_reply": storable(reply, 500)}
-        move_delivery(connection, delivery_id, DeliveryState.TRANSMITTING, DeliveryState.SENT, now=now, values=values)
+    values = {"smtp_code": code, "smtp_reply": storable(reply, 500)}
+    try:
+        move_delivery(
+            connection,
+            row.id,
+            DeliveryState.TRANSMITTING,
+            DeliveryState.SENT,
+            now=now,
+            seen={"claimed_by": boot_id},
+            values=values,
+        )
+    except StaleMove:
+        found = _held(connection, row.id, boot_id)
+        if found.state in _UNKNOWN_FATE:  # another run gave it up as lost while the answer was on its way
+            _prove(connection, found, "late_reply", now)
+    else:
         _follow(connection, row, CaseState.SENDING, CaseState.SENT, "accepted", now)
-    _end_attempt(connection, delivery_id, boot_id, "accepted", code, reply, now)
+    _end_attempt(connection, row.id, boot_id, "accepted", code, reply, now)
 
 
 def deferred(
@@ -388,7 +406,7 @@ def withdraw(connection: Connection, delivery_id: int, *, to: CaseState, reason:
     by other means took over) or human. A reply that may have arrived in an
     earlier attempt is put before staff instead.
     """
-    row = _one(connection, delivery_id)
+    row = get(connection, delivery_id)
     if row.uncertain_at is not None:  # an earlier attempt may have arrived: deciding anew could answer twice
         move_delivery(connection, delivery_id, DeliveryState.QUEUED, DeliveryState.NEEDS_HUMAN, now=now)
         _follow(connection, row, CaseState.QUEUED, CaseState.UNCERTAIN, reason, now)
@@ -451,7 +469,7 @@ def uncertain_due(connection: Connection, mailbox: str, *, now: datetime) -> lis
 
 def no_evidence(connection: Connection, delivery_id: int, *, search_minutes: float, now: datetime) -> bool:
     """Nothing was found this time: look again later, or after ``search_minutes`` ask staff (True)."""
-    row = _one(connection, delivery_id)
+    row = get(connection, delivery_id)
     if row.state is not DeliveryState.UNCERTAIN or row.uncertain_at is None:
         return False
     passed = (now - row.uncertain_at) / timedelta(minutes=1)
@@ -498,7 +516,7 @@ _NAMED = select(outbox.c.message_id, outbox.c.mailbox).where(outbox.c.message_id
 
 def found_in_sent(connection: Connection, delivery_id: int, *, now: datetime) -> bool:
     """The Sent folder holds the mail; False when its fate had been settled already."""
-    row = _one(connection, delivery_id)
+    row = get(connection, delivery_id)
     if row.state not in _UNKNOWN_FATE:
         return False
     _prove(connection, row, "sent_folder", now)
@@ -511,7 +529,7 @@ def resend(connection: Connection, delivery_id: int, *, actor: str, now: datetim
 
     Raises StaleMove when it is no longer of unknown fate.
     """
-    row = _one(connection, delivery_id)
+    row = get(connection, delivery_id)
     if row.state not in _UNKNOWN_FATE:
         raise StaleMove(f"delivery {delivery_id} is {row.state}")
     values = {"not_before": now, "attempts": 0, "claimed_by": None}
@@ -521,7 +539,7 @@ def resend(connection: Connection, delivery_id: int, *, actor: str, now: datetim
 
 def done(connection: Connection, delivery_id: int, *, actor: str, now: datetime) -> None:
     """A person knows that a reply of unknown fate arrived. Raises StaleMove when it is no longer of unknown fate."""
-    row = _one(connection, delivery_id)
+    row = get(connection, delivery_id)
     if row.state not in _UNKNOWN_FATE:
         raise StaleMove(f"delivery {delivery_id} is {row.state}")
     _prove(connection, row, "person", now, actor=actor)
@@ -823,13 +841,6 @@ def _delivery(row: Sequence[Any]) -> Delivery:
     values = dict(zip(_NAMES, row, strict=True))
     values |= {"kind": DeliveryKind(values["kind"]), "state": DeliveryState(values["state"]), "mime": values["mime"] or b""}
     return Delivery(**values)
-
-
-def _one(connection: Connection, delivery_id: int) -> Delivery:
-    found = fetch_one(connection, _ONE, {"delivery": delivery_id})
-    if found is None:
-        raise KeyError(delivery_id)
-    return _delivery(found)
 
 
 def _held(connection: Connection, delivery_id: int, boot_id: str) -> Delivery:

@@ -108,21 +108,18 @@ def move_delivery(
     to: D,
     *,
     now: datetime,
-    claimed_by: str | None = None,
+    seen: Mapping[str, Any] | None = None,
     values: Mapping[str, Any] | None = None,
 ) -> None:
     """Move one outbox row along an arrow of the table; its attempts are its events.
 
-    With ``claimed_by`` the row must still be held by that run of the service.
-    Raises IllegalMove and StaleMove as move_case does.
+    What else was ``seen`` of the row must still be so: who holds it, say. Raises IllegalMove and StaleMove as move_case does.
     """
     if to not in DELIVERY_MOVES[from_]:
         raise IllegalMove(f"no delivery goes from {from_} to {to}")
-    seen = {"id": delivery_id, "state": from_.value}
-    if claimed_by is not None:
-        seen["claimed_by"] = claimed_by
-    if not _move(connection, outbox, {"state": to.value, "updated_at": now, **(values or {})}, seen):
-        raise StaleMove(f"delivery {delivery_id} is no longer {from_}" + (f" of {claimed_by}" if claimed_by else ""))
+    before = {"id": delivery_id, "state": from_.value, **(seen or {})}
+    if not _move(connection, outbox, {"state": to.value, "updated_at": now, **(values or {})}, before):
+        raise StaleMove(f"delivery {delivery_id} is no longer {from_}, or no longer as it was seen")
 
 
 _EVENT = insert(events)

@@ -192,7 +192,7 @@ def test_no_after_the_attempt_began_is_too_late(database: Database, waiting: tup
 
     def claim(connection: Connection) -> None:
         (row,) = outbox.due(connection, seeds.MAILBOX, now=later)
-        outbox.claim(connection, row.id, boot_id="boot", now=later)
+        outbox.claim(connection, row, boot_id="boot", now=later)
 
     database.write_now(claim)
     done = database.write_now(lambda c: apply(c, case_id, tokens["bo"], Verb.REJECT, later, who="bo"))
@@ -284,7 +284,7 @@ def test_a_reply_of_unknown_fate_is_decided_by_a_person(
     def lose(connection: Connection) -> None:
         apply(connection, case_id, tokens["anna"], Verb.APPROVE, now)
         (row,) = outbox.due(connection, seeds.MAILBOX, now=later)
-        outbox.claim(connection, row.id, boot_id="boot", now=later)
+        outbox.claim(connection, row, boot_id="boot", now=later)
         outbox.begin_transmit(connection, row.id, boot_id="boot", now=later)
         outbox.lost(connection, row.id, boot_id="boot", reply="connection lost", now=later)
 

@@ -380,7 +380,7 @@ async def test_a_restart_in_the_middle_of_data_asks_before_it_sends(
 ) -> None:
     pairs = [database.write_now(lambda c, u=u: queue_reply(c, u, clock.now())) for u in (1, 2)]
     for _, delivery in pairs:
-        database.write_now(lambda c, d=delivery: outbox.claim(c, d, boot_id="dead", now=clock.now()))
+        database.write_now(lambda c, d=delivery: outbox.claim(c, outbox.get(c, d), boot_id="dead", now=clock.now()))
     database.write_now(lambda c: outbox.begin_transmit(c, pairs[1][1], boot_id="dead", now=clock.now()))
     async with sending(database, clock, smtp) as state:
         await state.loop.run_until_idle()

@@ -33,7 +33,7 @@ def states(database: Database, delivery_id: int) -> tuple[str, str | None]:
 
 
 def begin(database: Database, delivery_id: int, now: datetime, *, transmit: bool = True) -> None:
-    database.write_now(lambda c: outbox.claim(c, delivery_id, boot_id=BOOT, now=now))
+    database.write_now(lambda c: outbox.claim(c, outbox.get(c, delivery_id), boot_id=BOOT, now=now))
     if transmit:
         database.write_now(lambda c: outbox.begin_transmit(c, delivery_id, boot_id=BOOT, now=now))
 
@@ -50,7 +50,9 @@ def test_the_way_of_a_reply_that_is_accepted(database: Database, now: datetime, 
     assert states(database, delivery) == ("claimed", "sending")
     database.write_now(lambda c: outbox.begin_transmit(c, delivery, boot_id=BOOT, now=now))
     assert states(database, delivery) == ("transmitting", "sending")
-    database.write_now(lambda c: outbox.accepted(c, delivery, boot_id=BOOT, code=250, reply="queued as 1", now=now))
+    database.write_now(
+        lambda c: outbox.accepted(c, outbox.get(c, delivery), boot_id=BOOT, code=250, reply="queued as 1", now=now)
+    )
     assert states(database, delivery) == ("sent", "sent")
     tries = database.read_now(lambda c: c.execute(select(attempts.c.number, attempts.c.phase, attempts.c.code)).all())
     assert list(tries) == [(1, "accepted", 250)]
@@ -256,7 +258,7 @@ def test_a_late_word_of_the_server_settles_what_another_run_doubted(
     _, delivery = queued
     begin(database, delivery, now)
     database.write_now(lambda c: outbox.recover(c, "shop", under_way=(), now=now))
-    database.write_now(lambda c: outbox.accepted(c, delivery, boot_id=BOOT, code=250, reply="ok", now=now))
+    database.write_now(lambda c: outbox.accepted(c, outbox.get(c, delivery), boot_id=BOOT, code=250, reply="ok", now=now))
     assert states(database, delivery) == ("sent", "sent")
 
 
@@ -297,7 +299,7 @@ def test_a_bounce_reopens_the_case(database: Database, now: datetime, queued: tu
     early = {"message_id": ours, "recipient": None, "reason": "550 no such user", "now": now}
     assert database.write_now(lambda c: outbox.bounced(c, "shop", **early)) is None, "nothing has left yet"  # type: ignore[arg-type]
     begin(database, delivery, now)
-    database.write_now(lambda c: outbox.accepted(c, delivery, boot_id=BOOT, code=250, reply="ok", now=now))
+    database.write_now(lambda c: outbox.accepted(c, outbox.get(c, delivery), boot_id=BOOT, code=250, reply="ok", now=now))
     assert database.write_now(lambda c: outbox.bounced(c, "other", **early)) is None  # type: ignore[arg-type]
     assert database.write_now(lambda c: outbox.bounced(c, "shop", **early)) == delivery  # type: ignore[arg-type]
     assert states(database, delivery) == ("bounced", "human")
@@ -307,7 +309,7 @@ def test_a_bounce_reopens_the_case(database: Database, now: datetime, queued: tu
 def test_a_notice_without_our_message_id_is_matched_by_its_only_recipient(database: Database, now: datetime) -> None:
     _, one = database.write_now(lambda c: queue_reply(c, 1, now))
     begin(database, one, now)
-    database.write_now(lambda c: outbox.accepted(c, one, boot_id=BOOT, code=250, reply="ok", now=now))
+    database.write_now(lambda c: outbox.accepted(c, outbox.get(c, one), boot_id=BOOT, code=250, reply="ok", now=now))
     what = {"message_id": "<unknown@x>", "recipient": "Anna@buyers.test", "reason": "not passed on", "now": now}
     _, two = database.write_now(lambda c: queue_reply(c, 2, now))
     begin(database, two, now)
@@ -356,7 +358,7 @@ def test_traffic_counts_what_left_and_nothing_else(database: Database, now: date
 def test_copies_for_the_sent_folder(database: Database, now: datetime, queued: tuple[int, int]) -> None:
     _, delivery = queued
     begin(database, delivery, now)
-    database.write_now(lambda c: outbox.accepted(c, delivery, boot_id=BOOT, code=250, reply="ok", now=now))
+    database.write_now(lambda c: outbox.accepted(c, outbox.get(c, delivery), boot_id=BOOT, code=250, reply="ok", now=now))
     later = now + timedelta(minutes=1)
     assert database.read_now(lambda c: outbox.without_copy(c, "shop", before=now)) == []
     assert [d.id for d in database.read_now(lambda c: outbox.without_copy(c, "shop", before=later))] == [delivery]
