@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
 #: The newest revision; a test compares it with the files.
-HEAD = "0005"
+HEAD = "0006"
 
 #: Alembic's context is one for the whole process.
 _ONE_AT_A_TIME = threading.Lock()

@@ -303,9 +303,9 @@ Index("ix_outbox_case_id", outbox.c.case_id)
 Index("ix_outbox_mailbox_transmitted_at", outbox.c.mailbox, outbox.c.transmitted_at)
 Index("ix_outbox_mailbox_created_at", outbox.c.mailbox, outbox.c.created_at)
 Index("ix_outbox_updated_at", outbox.c.updated_at)
-#: What is neither copied to the Sent folder nor forgotten: next to nothing of what was ever sent.
-_KEPT = text("copied_at IS NULL AND mime IS NOT NULL")
-Index("ix_outbox_kept", outbox.c.kind, outbox.c.state, outbox.c.mailbox, sqlite_where=_KEPT, postgresql_where=_KEPT)
+#: What was sent and is neither copied to the Sent folder nor forgotten: next to nothing of it.
+_KEPT = text("state = 'sent' AND copied_at IS NULL AND mime IS NOT NULL")
+Index("ix_outbox_kept", outbox.c.kind, outbox.c.mailbox, sqlite_where=_KEPT, postgresql_where=_KEPT)
 
 attempts = Table(
     "attempts",

@@ -70,8 +70,8 @@ def test_a_sender_with_nothing_to_do_looks_at_nothing_else(tmp_path: Path) -> No
     searched = {step for step in plans if "outbox" in step}
     assert searched == {
         "SEARCH outbox USING COVERING INDEX ix_outbox_updated_at",  # its end
-        "SEARCH outbox USING INDEX ix_outbox_kept (kind=? AND state=? AND mailbox=?)",
-        "SEARCH outbox USING INDEX ix_outbox_kept (kind=? AND state=?)",
+        "SEARCH outbox USING INDEX ix_outbox_kept (kind=? AND mailbox=?)",
+        "SEARCH outbox USING INDEX ix_outbox_kept (kind=?)",
         "SEARCH outbox USING INDEX ix_outbox_state_not_before (state=?)",  # queued or uncertain ones
         "SEARCH outbox USING INTEGER PRIMARY KEY (rowid=?)",
     }
