@@ -9,6 +9,7 @@ keyed digests: who reads the database cannot make a valid reply from it.
 from __future__ import annotations
 
 import base64
+import binascii
 import email
 import email.errors
 import email.header
@@ -64,11 +65,11 @@ def words_like_tokens(mime: bytes) -> frozenset[str]:
     otherwise than as itself, as in the mail that this service builds, the bytes are looked through as they are, which may
     find a word more; whatever else is parsed, in ten times as long.
     """
-    lower = mime.lower()
-    if _ENCODED.search(mime) is not None or any(encoding in lower for encoding in _ENCODINGS):
+    text = _with_letters_as_themselves(mime)
+    if text is None:
         return parsed_words_like_tokens(mime)
-    own = _MESSAGE_ID.search(mime)
-    plain = mime.replace(own[1], b"") if own else mime
+    own = _MESSAGE_ID.search(text)
+    plain = text.replace(own[1], b"") if own else text
     words = plain.translate(_SEPARATED).split()
     if b"=" in plain:  # and as quoted-printable, where what is escaped is no letter of a token
         soft = _ESCAPE.sub(b" ", plain).replace(b"=\r\n", b"").replace(b"=\n", b"")
@@ -76,10 +77,32 @@ def words_like_tokens(mime: bytes) -> frozenset[str]:
     return frozenset(word.decode("ascii").lower() for word in words if len(word) == _LENGTH)
 
 
+def _with_letters_as_themselves(mime: bytes) -> bytes | None:
+    """The mail with every letter of a token written as itself, but for soft line breaks; None when that takes a parse."""
+    head, gap, body = mime.partition(b"\r\n\r\n")
+    written = mime
+    if (encoded := _ENCODED_BODY.search(head)) is not None:
+        if _PARTS.search(head) or not _BASE64.fullmatch(body):
+            return None
+        written = head = head.replace(encoded[0], b"", 1)
+        try:
+            body = binascii.a2b_base64(body)
+        except binascii.Error:
+            return None
+    lower = written.lower()
+    if _ENCODED.search(written) or any(way in lower for way in _WAYS) or (encoded and _ANOTHER_WAY in lower):
+        return None
+    return head + gap + body
+
+
+_ENCODED_BODY = re.compile(rb"\r\nContent-Transfer-Encoding: base64(?=\r\n|\Z)")
+_PARTS = re.compile(rb"multipart/|message/", re.IGNORECASE)
+_BASE64 = re.compile(rb"(?:[A-Za-z0-9+/]+\r\n)*[A-Za-z0-9+/]*={0,2}(?:\r\n)?")
 _ESCAPE = re.compile(rb"=[0-9A-Fa-f]{2}")
 #: Where quoted-printable or an encoded word may write a letter of a token otherwise, or leave something out.
 _ENCODED = re.compile(rb"=(?:3[2-7]|[46][1-9A-Fa-f]|[57][0-9Aa]|\?|\r[^\n])")
-_ENCODINGS = (b"base64", b"uue")
+_WAYS = (b"base64", b"uue")
+_ANOTHER_WAY = b"content-transfer-encoding"
 _MESSAGE_ID = re.compile(rb"(?<![^\n])Message-ID: (<r\.[a-z2-7]{26}@[^<>@\s]+>)\r?\n")
 _LENGTH = 26
 _BASE32 = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ234567")

@@ -36,6 +36,10 @@ def written(body: bytes, encoding: str, *, head: str = "") -> bytes:
         written(f"{TOKEN[:-2]}=32=33\r\n".encode(), "quoted-printable"),
         written(base64.encodebytes(f"Hello {TOKEN}".encode()), "base64"),
         written(base64.encodebytes(f"Hello {TOKEN}".encode()), "BASE64"),
+        written(base64.encodebytes(f"Hello {TOKEN}".encode()).replace(b"\n", b"\r\n"), "base64"),
+        written(b"-- " + base64.encodebytes(f"Hello {TOKEN}".encode()), "base64"),
+        written(f"{TOKEN}\r\n".encode(), "base64", head="Content-Transfer-Encoding: 7bit\r\n"),
+        written(base64.b64encode(TOKEN.encode()), "base64", head="Content-Type: multipart/mixed; boundary=x\r\n"),
         written(b"Hello\r\n", "7bit", head=f"References: <p@x> {TOKEN}\r\n"),
         written(b"Hello\r\n", "7bit", head=f"Comments: =?utf-8?b?{base64.b64encode(TOKEN.encode()).decode()}?=\r\n"),
         written(b"Hello\r\n", "7bit", head=f"Comments: =?utf-8?q?=61{TOKEN[1:]}?=\r\n"),
@@ -50,6 +54,10 @@ def test_the_mails_own_message_id_is_none_and_an_ordinary_mail_has_none() -> Non
     assert words_like_tokens(written(f"as in {OWN[:-1].replace('@', '@x')}>\r\n".encode(), "7bit")) == {OWN[3:29]}
 
 
+def _in_lines(text: bytes) -> bytes:
+    return base64.encodebytes(text).replace(b"\n", b"\r\n")
+
+
 @given(
     st.lists(
         st.sampled_from([TOKEN, TOKEN.upper(), "a", "=", "\r\n", "\n", " ", "ü", "ſ", "6", "1", "=\r\n", "Hello", "\r", "-"])
@@ -58,7 +66,7 @@ def test_the_mails_own_message_id_is_none_and_an_ordinary_mail_has_none() -> Non
 )
 def test_nothing_that_a_full_parse_finds_is_missed(pieces: list[str], encoding: str) -> None:
     text = "".join(pieces).encode()
-    body = {"quoted-printable": quopri.encodestring, "base64": base64.encodebytes}.get(encoding, bytes)(text)
+    body = {"quoted-printable": quopri.encodestring, "base64": _in_lines}.get(encoding, bytes)(text)
     mime = written(body, encoding.removeprefix("raw "))
     assert words_like_tokens(mime) >= parsed_words_like_tokens(mime)
 
