@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import Connection, event, func, insert, select, text
@@ -82,6 +83,40 @@ async def test_a_unit_that_fails_fails_alone_in_its_group(database: Database, no
     assert isinstance(second, ValueError)
     assert isinstance(third, IntegrityError)
     assert keys(database) == {"a", "b"}
+
+
+async def test_units_that_succeed_run_once_and_those_beside_one_that_fails_are_written_once(
+    database: Database, now: datetime
+) -> None:
+    runs: list[str] = []
+
+    def noted(key: str) -> Callable[[Connection], None]:
+        def work(c: Connection) -> None:
+            runs.append(key)
+            c.execute(insert(table).values(key=key, value=1, updated_at=now, updated_by="t"))
+            if key == "bad":
+                raise ValueError(key)
+
+        return work
+
+    async def group(*wanted: str) -> list[Any]:
+        hold = threading.Event()
+        blocker = asyncio.create_task(database.write(lambda _: hold.wait(10)))
+        await asyncio.sleep(0)
+        gathered = asyncio.gather(*(database.write(noted(key)) for key in wanted), return_exceptions=True)
+        await asyncio.sleep(0)
+        hold.set()
+        await blocker
+        return await gathered
+
+    assert await group("a", "b", "c") == [None, None, None]
+    assert runs == ["a", "b", "c"]
+    runs.clear()
+    first, bad, last = await group("d", "bad", "e")
+    assert (first, last) == (None, None)
+    assert isinstance(bad, ValueError)
+    assert runs == ["d", "bad", "d", "bad", "e"]
+    assert keys(database) == {"a", "b", "c", "d", "e"}
 
 
 async def test_a_group_costs_one_commit(database: Database, now: datetime) -> None:
