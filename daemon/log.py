@@ -16,13 +16,30 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import MutableMapping
-from contextlib import AbstractContextManager
-from typing import Any, TextIO, cast
-
-import structlog
+from collections.abc import Iterator, MutableMapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from daemon.errors import PostsaleError
+
+
+@contextmanager
+def _without_rich() -> Iterator[None]:
+    """Let structlog believe that rich is not installed: it would load it, 6 MB, to draw tracebacks that are never drawn here."""
+    modules = cast(dict[str, Any], sys.modules)
+    modules.setdefault("rich", None)
+    try:
+        yield
+    finally:
+        if modules["rich"] is None:
+            del modules["rich"]
+
+
+if TYPE_CHECKING:
+    import structlog
+else:
+    with _without_rich():
+        import structlog
 
 EVENT_NAME = re.compile(r"^[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+$")
 _ADDRESS = re.compile(r"[^\s<>\"'(),;:\[\]{}=]{1,128}@[\w.-]{1,253}")

@@ -6,6 +6,8 @@ import ast
 import io
 import json
 import logging
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -96,3 +98,8 @@ def test_libraries_are_heard_from_warning_upwards_and_masked(stream: io.StringIO
     assert len(lines) == 1
     assert lines[0]["event"] == "library.message"
     assert "anna" not in stream.getvalue()
+
+
+def test_logging_does_not_load_what_draws_on_terminals() -> None:
+    program = "import sys, daemon.log; assert 'rich' not in sys.modules; import rich.console, structlog; assert structlog.dev.rich is None"
+    subprocess.run([sys.executable, "-c", program], check=True)

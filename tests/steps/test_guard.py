@@ -149,3 +149,12 @@ def test_hostile_text_costs_no_more_than_its_length(unit: str) -> None:
         return inspect(Draft("Re: x", unit * (size // len(unit)), "en", "complaint/late"), BASE)
 
     assert growth(read, 10_000) < TOO_MUCH
+
+
+def test_every_emoji_of_the_librarys_list_is_looked_for() -> None:
+    import emoji
+
+    from daemon.steps import guard
+
+    unseen = [e for e in emoji.EMOJI_DATA if e[0] not in "©®™#*0123456789" and not guard._EMOJI_START.match(e)]
+    assert unseen == []

@@ -29,6 +29,8 @@ from jinja2 import DictLoader, StrictUndefined, pass_context
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from daemon.languages import formats
+
 #: Lines and characters of a text that a notice shows; the rest is in the mailbox.
 SHOWN_LINES, SHOWN_CHARACTERS = 120, 6000
 #: The language that stands in where a staff language has no templates.
@@ -171,7 +173,7 @@ class _Speaker:
         return self.words.label(label, sublabel)
 
     def moment(self, value: datetime) -> str:
-        return str(format_moment(value.astimezone(self.zone), "EEE d MMM, HH:mm", locale=self.language.replace("-", "_")))
+        return str(format_moment(value.astimezone(self.zone), "EEE d MMM, HH:mm", locale=formats(self.language)))
 
     def left(self, value: datetime) -> str:
         minutes = int((value - self.now).total_seconds() // 60)

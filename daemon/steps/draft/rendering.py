@@ -181,6 +181,7 @@ class Renderer:
         broken = set(self.sources) - set(readable)
         for name in readable:
             found.extend(p for p in self._check_one(name, broken) if p not in found)
+        self._trees.clear()  # 4 MB, of which rendering needs but a few
         return tuple(found)
 
     def _check_one(self, name: str, broken: set[str]) -> Iterator[TemplateProblem]:
