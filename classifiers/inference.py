@@ -19,7 +19,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property, partial
-from itertools import accumulate, chain, pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -137,7 +137,7 @@ class Model:
 
     def _counted_ngrams(self, block: str, tokens: Sequence[str]) -> dict[int, int]:
         """How often each known n-gram occurs in tokens, by number."""
-        return Counter(chain.from_iterable(map(self._ngrams[block].__getitem__, tokens)))
+        return Counter(array("I", b"".join(map(self._ngrams[block].__getitem__, tokens))))
 
     def _score(self, bags: Bags) -> Evidence:
         """numpy scores faster, but is too dear to be loaded for that alone."""
@@ -212,8 +212,9 @@ class Model:
         return term.strip(), TERM_PREFIXES.get(self.head.blocks[block][0], "") + shown(term)
 
 
-def _known_ngrams(numbers: Block, token: str) -> tuple[int, ...]:
-    return tuple(number for number in map(numbers.__getitem__, ngrams(token)) if number != UNKNOWN)
+def _known_ngrams(numbers: Block, token: str) -> bytes:
+    """The numbers of a token's known n-grams, as an array's bytes, which are a quarter of a tuple of numbers."""
+    return array("I", [number for number in map(numbers.__getitem__, ngrams(token)) if number != UNKNOWN]).tobytes()
 
 
 def _known(numbers: Iterable[int], counts: Iterable[int]) -> dict[int, int]:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -111,6 +112,7 @@ class Cues:
         self._all = (1 << len(self._languages)) - 1
         self._bits = {language: 1 << bit for bit, language in enumerate(dict.fromkeys([*self._languages, "ja", "zh"]))}
         self._known = Memo[str, _Unit](self._look_up, _REMEMBERED)
+        self._bare = Memo[int, _Unit](lambda spoken: _Unit(spoken, {}, ()), _REMEMBERED)  # most units begin no pattern
 
     def terms(self, normalized: str, prefix: str = "") -> dict[str, int]:
         """Concept terms of a normalised text: alone, turned around by a negation, asked, last, and in pairs."""
@@ -158,6 +160,8 @@ class Cues:
         lines = self._exact.get(unit, "").splitlines()
         for size in range(2, min(len(unit), self._longest) + 1):
             lines += self._stems.get(unit[:size], "").splitlines()
+        if not lines:
+            return self._bare[spoken]
         patterns = [_pattern(line) for line in lines]
         certain = [_certain(pattern) for pattern in patterns]
         both = list(zip(patterns, certain, strict=True))
@@ -201,6 +205,7 @@ class Cues:
         ]
 
 
+@lru_cache(maxsize=_REMEMBERED)  # the words of a stem begin the same ones
 def _pattern(line: str) -> _Pattern:
     concept, languages, *rest = line.split()
     return _Pattern(int(concept), int(languages), rest)

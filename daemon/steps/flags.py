@@ -12,7 +12,7 @@ import tomllib
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from importlib.resources import files
 from typing import Final
 
@@ -41,8 +41,7 @@ class _Term:
 @dataclass(frozen=True, slots=True)
 class _Lists:
     words: dict[str, tuple[_Term, ...]]  # by the first word
-    longest: int  # of the openings
-    openings: dict[str, tuple[_Term, ...]]  # by the first word's beginning, for terms such as explod*
+    openings: dict[str, tuple[tuple[str, _Term], ...]]  # by the first two letters, for terms such as explod*
     dense: dict[str, tuple[tuple[str, Flag], ...]]  # by the first character, for scripts without spaces
     negatable: frozenset[Flag]
     negations: frozenset[str]
@@ -75,7 +74,7 @@ def _folded(text: str) -> str:
 def _lists() -> _Lists:
     data = tomllib.loads((files("daemon.steps") / "data" / "flags.toml").read_text("utf-8"))
     words: dict[str, list[_Term]] = {}
-    openings: dict[str, list[_Term]] = {}
+    openings: dict[str, list[tuple[str, _Term]]] = {}
     dense: dict[str, list[tuple[str, Flag]]] = {}
     negatable: set[Flag] = set()
     for flag in Flag:
@@ -90,13 +89,15 @@ def _lists() -> _Lists:
                 dense.setdefault(folded[0], []).append((folded, flag))
                 continue
             first, *rest = _pieces(folded)
-            table_of = openings if first.endswith("*") else words
-            table_of.setdefault(first.rstrip("*"), []).append(_Term(flag, tuple(rest)))
+            if first.endswith("*"):
+                opening = first.rstrip("*")
+                openings.setdefault(opening[:2], []).append((opening, _Term(flag, tuple(rest))))
+            else:
+                words.setdefault(first, []).append(_Term(flag, tuple(rest)))
     negations = data["negations"]
     return _Lists(
         words={key: tuple(terms) for key, terms in words.items()},
-        longest=max(map(len, openings), default=0),
-        openings={key: tuple(terms) for key, terms in openings.items()},
+        openings={key: tuple(sorted(terms, key=lambda term: len(term[0]))) for key, terms in openings.items()},
         dense={key: tuple(terms) for key, terms in dense.items()},
         negatable=frozenset(negatable),
         negations=frozenset(_pieces(_folded(word))[0] for word in negations["before"]),
@@ -113,7 +114,9 @@ def _spaced_terms(text: str) -> Iterator[tuple[Flag, str]]:
     lists = _lists()
     tokens = [(match.group(), *match.span()) for match in _TOKEN.finditer(text)][:_MOST_TOKENS]
     for index, (token, start, _) in enumerate(tokens):
-        for term in _known_terms(token) if token.isalpha() and len(token) <= _WORD_LENGTH else _terms(token):
+        if token not in lists.words and token[:2] not in lists.openings:
+            continue
+        for term in _terms(token):
             last = _match_rest(text, tokens, index, term.rest)
             if last is not None and not (term.flag in lists.negatable and _negated(text, tokens, index)):
                 yield term.flag, text[start : tokens[last][2]]
@@ -122,14 +125,8 @@ def _spaced_terms(text: str) -> Iterator[tuple[Flag, str]]:
 def _terms(token: str) -> tuple[_Term, ...]:
     """The terms that begin with this word."""
     lists = _lists()
-    found = list(lists.words.get(token, ()))
-    for size in range(2, min(len(token), lists.longest) + 1):
-        found += lists.openings.get(token[:size], ())
-    return tuple(found)
-
-
-_WORD_LENGTH: Final = 30
-_known_terms: Final = lru_cache(maxsize=8192)(_terms)  # a language has few words, and they come again; numbers do not
+    opened = (term for opening, term in lists.openings.get(token[:2], ()) if token.startswith(opening))
+    return (*lists.words.get(token, ()), *opened)
 
 
 def _match_rest(text: str, tokens: list[tuple[str, int, int]], index: int, rest: tuple[str, ...]) -> int | None:
