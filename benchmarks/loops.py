@@ -20,17 +20,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from daemon.app import App
-from daemon.config import TlsMode, load
-from daemon.edges.smtp import Smtp
+from daemon.config import Config, TlsMode, load
+from daemon.judge import Judge
 from daemon.log import configure
+from daemon.memory import one_heap
 
 
-async def run(config_file: Path, names: list[str]) -> None:
+async def run(config: Config, judge: Judge, names: list[str]) -> None:
     """Serve until SIGTERM."""
-    config = load(config_file)
-    configure(config.service.log_level, config.service.log_format)
-    async with App(config) as app:
+    from daemon.app import App
+    from daemon.edges.smtp import Smtp
+
+    async with App(config, judge=judge) as app:
         loops = {"ingest": app.ingests, "advance": [app.advance], "deliver": app.senders}
         app.loops = [loop for name in names for loop in loops[name]]
         for sender, mailbox in zip(app.senders, config.mailboxes, strict=True):
@@ -47,8 +48,12 @@ def main() -> None:
     parser.add_argument("loops", nargs="+", choices=["ingest", "advance", "deliver"])
     parser.add_argument("--profile", type=Path, help="write cProfile's figures of all threads here")
     asked = parser.parse_args()
+    one_heap()
+    config = load(asked.config)
+    configure(config.service.log_level, config.service.log_format)
+    judge = Judge(config)  # before the rest is loaded, as `postsale run` does
     if asked.profile is None:
-        asyncio.run(run(asked.config, asked.loops))
+        asyncio.run(run(config, judge, asked.loops))
         return
     profilers = [cProfile.Profile()]
     plain = threading.Thread.run
@@ -59,7 +64,7 @@ def main() -> None:
 
     threading.Thread.run = profiled  # type: ignore[method-assign] # cProfile sees its own thread alone
     try:
-        profilers[0].runcall(asyncio.run, run(asked.config, asked.loops))
+        profilers[0].runcall(asyncio.run, run(config, judge, asked.loops))
     finally:
         pstats.Stats(*profilers).dump_stats(asked.profile)
 

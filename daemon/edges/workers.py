@@ -33,6 +33,7 @@ from multiprocessing.reduction import recv_handle, send_handle
 from pkgutil import resolve_name
 from typing import Any, Generic, NoReturn, TypeVar
 
+from daemon import memory
 from daemon.errors import PostsaleError, Transient
 
 A = TypeVar("A")
@@ -283,16 +284,16 @@ def _tend(pipe: Connection, plan: _Plan) -> NoReturn:
     """The nursery's life: prepare once, fork when asked, end with the service and take the workers along."""
     _leave_alone(pipe.fileno())
     children: set[int] = set()
+    warm = False
     try:
         pipe.send(_prepare(plan))
         while True:
             order, pid = pipe.recv()
             if order == "fork":
                 handle = recv_handle(pipe)
-                if plan.warm_up is not None and not children:
-                    resolve_name(plan.warm_up)()
-                gc.collect()
-                gc.freeze()  # what is shared is not written to by collections
+                if not warm:
+                    _warm(plan)
+                    warm = True
                 child = os.fork()
                 if child == 0:
                     pipe.close()
@@ -320,6 +321,14 @@ def _prepare(plan: _Plan) -> tuple[bool, Any]:
         return False, error
 
 
+def _warm(plan: _Plan) -> None:
+    if plan.warm_up is not None:
+        resolve_name(plan.warm_up)()
+    gc.collect()
+    memory.give_back()
+    gc.freeze()  # what is shared is not written to by collections
+
+
 def _leave_alone(keep: int) -> None:
     """Give up what came with a fork of the service: its files, locks and sockets, and its handling of signals."""
     signal.set_wakeup_fd(-1)
@@ -336,9 +345,9 @@ def _serve(sock: socket.socket, plan: _Plan) -> NoReturn:
     """A worker's life."""
     # systemd asks every process of the service to end at once, but what is under way is seen through
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    work, memory = resolve_name(plan.work), plan.limits.memory_bytes
+    work, most = resolve_name(plan.work), plan.limits.memory_bytes
     gc.set_threshold(20_000, 50, 100)  # what the work leaves behind hardly holds cycles, and collections cost a tenth of it
-    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
     status = 0
     try:
         with sock.makefile("rb") as stream:
