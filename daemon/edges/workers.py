@@ -40,6 +40,7 @@ A = TypeVar("A")
 R = TypeVar("R")
 
 _LENGTH = struct.Struct("<Q")
+_MEMORY_ERROR = pickle.dumps(MemoryError())
 #: How long a nursery may take to end by itself.
 _LAST_WORDS_SECONDS = 2.0
 
@@ -353,19 +354,22 @@ def _serve(sock: socket.socket, plan: _Plan) -> NoReturn:
         with sock.makefile("rb") as stream:
             while head := stream.read(_LENGTH.size):
                 (size,) = _LENGTH.unpack(head)
-                items = pickle.loads(stream.read(size))  # noqa: S301 - the service wrote it
-                try:
-                    answer: Any = _run(work, items, plan.limits.cpu_seconds)
-                    payload = pickle.dumps(answer, pickle.HIGHEST_PROTOCOL)
-                except MemoryError:
-                    items, answer = [], None
-                    payload = pickle.dumps(MemoryError(), pickle.HIGHEST_PROTOCOL)
+                payload = _answered(work, pickle.loads(stream.read(size)), plan.limits.cpu_seconds)  # noqa: S301 - the service wrote it
                 sock.sendall(_LENGTH.pack(len(payload)))
                 sock.sendall(payload)
+                del payload  # or it would lie beside the next one
     except OSError:  # the service has gone, or gave this worker up
         status = 1
     finally:
         os._exit(status)
+
+
+def _answered(work: Callable[[Any], Any], items: list[Any], cpu_seconds: float) -> bytes:
+    """The answers to one batch, packed, or the MemoryError that stopped it."""
+    try:
+        return pickle.dumps(_run(work, items, cpu_seconds), pickle.HIGHEST_PROTOCOL)
+    except MemoryError:
+        return _MEMORY_ERROR
 
 
 def _run(work: Callable[[Any], Any], items: list[Any], cpu_seconds: float) -> list[tuple[bool, Any]]:
