@@ -67,6 +67,7 @@ class WorkerLimits:
     memory_bytes: int = 1_000_000_000
     patience_seconds: float = 60  # loading what the work needs may take so long
     tasks_per_process: int = 2_000  # batches until a process is replaced, so that leaks stay small
+    idle_seconds: float = 120  # workers end when none had anything to do for so long; to fork one takes milliseconds
 
 
 class WorkerPool(Generic[A, R]):
@@ -97,6 +98,7 @@ class WorkerPool(Generic[A, R]):
         self._turn = asyncio.Semaphore(processes)
         self._at_work = 0
         self._retired = False
+        self._rest: asyncio.TimerHandle | None = None
 
     def prepared(self) -> Any:
         """Wait until the nursery is prepared; returns what ``prepare`` returned and raises what it raised. Blocks."""
@@ -111,12 +113,15 @@ class WorkerPool(Generic[A, R]):
         share = -(-len(items) // self._processes)
         parts = [items[at : at + share] for at in range(0, len(items), share)] if items else []
         self._at_work += 1
+        self._stay()
         try:
             done = await asyncio.gather(*(self._map(part) for part in parts))
         finally:
             self._at_work -= 1
             if self._retired and not self._at_work:
                 self.close()
+            elif not self._at_work:
+                self._rest = asyncio.get_running_loop().call_later(self._limits.idle_seconds, self._end_idle)
         return [answer for part in done for answer in part]
 
     async def _map(self, items: Sequence[A]) -> list[R | WorkerFailure]:
@@ -168,10 +173,18 @@ class WorkerPool(Generic[A, R]):
 
     def close(self) -> None:
         """Stop the workers at once; work in progress is given up (it is idempotent)."""
+        self._stay()
+        self._end_idle()
+        self._nursery.end()
+
+    def _stay(self) -> None:
+        if self._rest is not None:
+            self._rest.cancel()
+
+    def _end_idle(self) -> None:
         for worker in self._idle:
             worker.end()
         self._idle.clear()
-        self._nursery.end()
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +246,7 @@ class _Nursery:
         other.close()
         self._patience = plan.limits.patience_seconds
         self._guard = threading.Lock()
+        self._sending = threading.Lock()  # an order that has a socket with it is two messages
         self._prepared: tuple[bool, Any] | None = None
 
     def prepared(self) -> Any:
@@ -249,14 +263,14 @@ class _Nursery:
             if not fine:
                 raise OSError(str(value)) from value
             ours, theirs = socket.socketpair()
-            with theirs:
+            with theirs, self._sending:
                 self._pipe.send(("fork", None))
                 send_handle(self._pipe, theirs.fileno(), self._process.pid)
             return _Worker(ours, self._answer(), self)
 
     def bury(self, pid: int) -> None:
         """Have a worker killed, if need be, and forgotten."""
-        with suppress(OSError):  # a nursery that has ended has taken its workers along
+        with self._sending, suppress(OSError):  # a nursery that has ended has taken its workers along
             self._pipe.send(("bury", pid))
 
     def end(self) -> None:

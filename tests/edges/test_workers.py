@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -63,6 +65,20 @@ async def test_an_error_brings_its_traceback(pool: WorkerPool[str, str]) -> None
     [failure] = await pool.map(["raise"])
     assert isinstance(failure, WorkerFailure)
     assert "ValueError: no good" in failure.traceback
+
+
+async def test_workers_without_work_end_and_others_take_their_place() -> None:
+    workers: WorkerPool[str, str] = WorkerPool(
+        f"{__name__}:behave", processes=2, limits=WorkerLimits(cpu_seconds=1, wall_seconds=4, idle_seconds=0)
+    )
+    try:
+        before = await workers.map(["number", "number"])
+        while any(Path(f"/proc/{number}").exists() for number in before):
+            await asyncio.sleep(0)
+        after = await workers.map(["number", "number"])
+    finally:
+        workers.close()
+    assert not set(before) & set(after)
 
 
 async def test_no_items_need_no_process(pool: WorkerPool[str, str]) -> None:
