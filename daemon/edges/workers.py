@@ -121,7 +121,7 @@ class WorkerPool(Generic[A, R]):
             if self._retired and not self._at_work:
                 self.close()
             elif not self._at_work:
-                self._rest = asyncio.get_running_loop().call_later(self._limits.idle_seconds, self._end_idle)
+                self._rest = asyncio.get_running_loop().call_later(self._limits.idle_seconds, self._come_to_rest)
         return [answer for part in done for answer in part]
 
     async def _map(self, items: Sequence[A]) -> list[R | WorkerFailure]:
@@ -180,6 +180,10 @@ class WorkerPool(Generic[A, R]):
     def _stay(self) -> None:
         if self._rest is not None:
             self._rest.cancel()
+
+    def _come_to_rest(self) -> None:
+        self._end_idle()
+        memory.give_back()
 
     def _end_idle(self) -> None:
         for worker in self._idle:
