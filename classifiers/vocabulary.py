@@ -19,7 +19,7 @@ from zlib import crc32
 UNKNOWN = -1
 
 _PER_TERM = 2  # buckets for each term, so that most of what a block does not hold meets an empty one
-_REMEMBERED = 16_384  # terms of a block that are not searched again
+_REMEMBERED = 8_192  # terms of a block that are not searched again
 
 
 class Packed(NamedTuple):
