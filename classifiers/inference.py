@@ -29,7 +29,7 @@ from classifiers.errors import ModelRefused
 from classifiers.memo import Memo
 from classifiers.normalize import is_cjk, shown
 from classifiers.scoring import Bags, Evidence, Linear, PlainScorer
-from classifiers.vectorize import ANALYSIS, BLOCKS, Bag, Texts, cue_terms, ngrams, pair_terms, texts, word_terms
+from classifiers.vectorize import ANALYSIS, BLOCKS, Bag, Texts, cue_terms, ngrams, pair_terms, phrase_terms, texts, word_terms
 from classifiers.vocabulary import UNKNOWN, Block, Packed, Vocabulary, arranged
 
 MAGIC = b"POSTSALE-MODEL-2\n"
@@ -45,7 +45,13 @@ _TERMS = 8
 _WORDS = 8_192  # words whose n-grams are remembered
 _SHOWN = 4_096  # terms whose names are remembered
 #: How terms of a block are marked when they are shown to people.
-TERM_PREFIXES = {"subject_words": "subject: ", "subject_chars": "subject: ", "cues": "cue: ", "pairs": "near: "}
+TERM_PREFIXES = {
+    "subject_words": "subject: ",
+    "subject_chars": "subject: ",
+    "cues": "cue: ",
+    "pairs": "near: ",
+    "phrases": "phrase: ",
+}
 NEVER = 2.0  # a threshold that no confidence reaches
 
 
@@ -128,6 +134,8 @@ class Model:
         }
         if self._weight["pairs"]:
             counted["pairs"] = self._counted("pairs", pair_terms(found.body_tokens))
+        if self._weight["phrases"]:
+            counted["phrases"] = self._counted("phrases", phrase_terms(found.body_tokens))
         familiar = familiarity(self._known_words(words, numbers, found), _known_pairs(words, numbers))
         return [(self._weight[block], bag) for block, bag in counted.items()], familiar
 

@@ -8,11 +8,12 @@ docs/training.md says what else was tried and what it gave.
 
 from __future__ import annotations
 
+import math
 import platform
 import time
 import warnings
 from array import array
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -39,7 +40,15 @@ Progress = Callable[[str, float], None]
 Floats = NDArray[np.float64]
 
 #: Weight of each block after it was brought to length 1.
-BLOCK_WEIGHTS = {"words": 1.0, "chars": 1.0, "subject_words": 0.4, "subject_chars": 0.4, "cues": 0.4, "pairs": 1.0}
+BLOCK_WEIGHTS = {
+    "words": 1.0,
+    "chars": 1.0,
+    "subject_words": 0.4,
+    "subject_chars": 0.4,
+    "cues": 0.4,
+    "pairs": 1.0,
+    "phrases": 1.0,
+}
 #: Blocks whose terms contain each other, so that many say the same.
 NESTED_BLOCKS = frozenset({"chars", "subject_chars"})
 #: From so many messages on, terms that say the same are dropped; in fewer, many say the same by chance.
@@ -61,6 +70,15 @@ BAYES_SMOOTHING = 0.01
 #: So many messages of the operator's own halve the weight of a starter message, down to the least.
 HALVES_STARTER = 1000
 LEAST_STARTER_WEIGHT = 0.1
+#: Fewer messages of the operator's own must prove that to learn from them helps with others, by so many standard errors.
+FEW = 1000
+PROOF = 2.0
+#: How far ahead the right label is put of any other where a message was corrected, as a logarithm of odds.
+CORRECTED_BY = 2.0
+#: How much of that is given up where corrections contradict each other; rounds at most, and the step that ends them.
+SLACK = 0.01
+ROUNDS = 50
+SETTLED = 0.01
 #: Labels answered by few out-of-fold messages get no threshold: nothing can be promised of them.
 LEAST_ANSWERED = 20
 #: Share of out-of-fold messages that are least familiar: such messages are left to people.
@@ -98,6 +116,8 @@ class Space:
         self.min_df = min_df
         parts = []
         for block in BLOCKS:
+            if block == "phrases":
+                continue
             bags: list[Bag] = [getattr(analysis, block) for analysis in analyses]
             df: Counter[str] = Counter()
             for bag in bags:
@@ -110,13 +130,25 @@ class Space:
             if block in NESTED_BLOCKS and len(analyses) >= DISTINCT_FROM:
                 kept = distinct(terms, counts.tocsc())
                 terms, counts = [terms[at] for at in kept], counts[:, kept]
-            transformer = TfidfTransformer(sublinear_tf=True)
-            transformer.fit(counts)
-            transformer.idf_ = transformer.idf_.astype(np.float32).astype(np.float64)
-            self.vocabulary[block] = {t: at for at, t in enumerate(terms)}
-            self.transformers[block] = transformer
-            parts.append(BLOCK_WEIGHTS[block] * transformer.transform(counts))
+            parts.append(self.learn(block, terms, counts))
         self.matrix: sp.csr_matrix = sp.hstack(parts).tocsr()
+
+    def learn(self, block: str, terms: Sequence[str], counts: sp.csr_matrix) -> sp.csr_matrix:
+        """Take up a block with these terms, counted a row for each message; its part of the vectors of those."""
+        transformer = TfidfTransformer(sublinear_tf=True)
+        transformer.fit(counts)
+        transformer.idf_ = transformer.idf_.astype(np.float32).astype(np.float64)
+        self.vocabulary[block] = {t: at for at, t in enumerate(terms)}
+        self.transformers[block] = transformer
+        return BLOCK_WEIGHTS[block] * transformer.transform(counts)
+
+    def vectors(self, analyses: Sequence[Analysis]) -> sp.csr_matrix:
+        """The vectors of other messages."""
+        parts = [
+            BLOCK_WEIGHTS[block] * self.transformers[block].transform(count([getattr(a, block) for a in analyses], [*terms]))
+            for block, terms in self.vocabulary.items()
+        ]
+        return sp.hstack(parts).tocsr()
 
 
 class Material(NamedTuple):
@@ -181,25 +213,14 @@ def train(
     matcher = Cues(concepts)
     progress("reading words", 0.0)
     with_starter = any(e.origin == STARTER for e in used)
-    analyses = [analyse(e.document, matcher, pairs=not with_starter and len(used) >= PAIRS_FROM) for e in used]
-    space = Space(analyses, 2 if with_starter else 1)
-    classes = sorted({e.label for e in used})
-    material = Material(
-        matrix=space.matrix,
-        labels=np.array([e.label for e in used]),
-        classes=classes,
-        weights=example_weights(used),
-        origin=origin_weights(used),
-        bayes=BAYES_SHARE_STARTER if with_starter else BAYES_SHARE,
-    )
-    progress("judging unseen messages", 0.15)
-    decisions, known, why = out_of_fold(material, used, analyses, space, progress)
-    tops = [e.top for e in used]
-    temperature = fit_temperature(decisions, classes, tops, material.weights)
-    progress("final model", 0.8)
-    coef, intercept = fit_linear(material)
-    head, estimator, rows, idf = export(space, classes, temperature * coef, temperature * intercept)
-    decisions = temperature * decisions
+    few = with_starter and 0 < len(own.examples) < FEW and labels_fit(own.examples, used[len(own.examples) :])
+    pairs = not with_starter and len(used) >= PAIRS_FROM
+    analyses = [analyse(e.document, matcher, pairs=pairs, phrases=few) for e in used]
+    careful = few and not teaches(used, analyses, len(own.examples))
+    learnt = learn_corrections(used, analyses, len(own.examples), progress) if careful else learn(used, analyses, progress)
+    space, classes, temperature = learnt.space, learnt.classes, learnt.temperature
+    head, estimator, rows, idf = export(space, classes, temperature * learnt.coef, temperature * learnt.intercept)
+    decisions, known = temperature * learnt.decisions, learnt.known
     head = head._replace(
         version=version or datetime.now(UTC).strftime("%Y%m%d-%H%M%S") + "-" + data_digest(used)[:8],
         languages=tuple(sorted({e.document.lang.partition("-")[0].lower() for e in used if e.document.lang})),
@@ -208,8 +229,7 @@ def train(
     )
     packed = pack(head, [t for block in space.vocabulary.values() for t in block], idf, rows)
     model = unpack(packed, head.version)
-    scored = [s._replace(terms=why.get(at, ())) for at, s in enumerate(judged(model, decisions, known))]
-    curve = learning_curve(material, used)
+    scored = [s._replace(terms=learnt.why.get(at, ())) for at, s in enumerate(judged(model, decisions, known))]
     progress("done", 1.0)
     return Trained(
         model=model,
@@ -233,11 +253,160 @@ def train(
             "thresholds": head.thresholds,
             "precision_asked": settings.precision,
             "temperature": temperature,
-            "learning_curve": curve,
+            "learning_curve": learnt.curve,
+            "own_as_corrections": careful,
             "terms": sum(len(v) for v in space.vocabulary.values()),
             "seconds": round(time.monotonic() - started, 1),
         },
     )
+
+
+class Learned(NamedTuple):
+    """A linear model before its temperature is applied, and what it said of the messages, a row each, unseen."""
+
+    space: Space
+    classes: list[str]
+    coef: Floats
+    intercept: Floats
+    temperature: float
+    decisions: Floats
+    known: Floats
+    why: dict[int, tuple[tuple[str, float], ...]]
+    curve: list[tuple[int, float]]
+
+
+def learn(examples: Sequence[Example], analyses: Sequence[Analysis], progress: Progress) -> Learned:
+    """Machines of all messages together."""
+    space, material = gathered(examples, analyses)
+    progress("judging unseen messages", 0.15)
+    decisions, known, why = out_of_fold(material, examples, analyses, space, progress)
+    temperature = fit_temperature(decisions, material.classes, [e.top for e in examples], material.weights)
+    progress("final model", 0.8)
+    coef, intercept = fit_linear(material)
+    curve = learning_curve(material, examples)
+    return Learned(space, [*material.classes], coef, intercept, temperature, decisions, known, why, curve)
+
+
+def gathered(examples: Sequence[Example], analyses: Sequence[Analysis]) -> tuple[Space, Material]:
+    """What machines of these messages learn from."""
+    with_starter = any(e.origin == STARTER for e in examples)
+    space = Space(analyses, 2 if with_starter else 1)
+    return space, Material(
+        matrix=space.matrix,
+        labels=np.array([e.label for e in examples]),
+        classes=sorted({e.label for e in examples}),
+        weights=example_weights(examples),
+        origin=origin_weights(examples),
+        bayes=BAYES_SHARE_STARTER if with_starter else BAYES_SHARE,
+    )
+
+
+def labels_fit(own: Sequence[Example], starter: Sequence[Example]) -> bool:
+    """Whether the starter corpus knows all labels and sublabels of the operator."""
+    known = {e.label for e in starter} | {e.top for e in starter}
+    return all(e.label in known for e in own)
+
+
+def teaches(examples: Sequence[Example], analyses: Sequence[Analysis], own: int) -> bool:
+    """Whether the first ``own`` messages, the operator's, make the starter corpus label others of them rightly.
+
+    A few say little about others that thousands do not, and learnt together with those they unsettle what lies on the
+    border of two labels. So it takes more right labels, of messages left out in turn, than chance would give.
+    """
+    space, alone = gathered(examples[own:], analyses[own:])
+    before = right_tops(space.vectors(analyses[:own]), fit_linear(alone), alone.classes, examples[:own])
+    _, together = gathered(examples, analyses)
+    after, fold = before.copy(), np.array(folds(examples[:own]))
+    for number in sorted(set(fold)):
+        left_out = np.flatnonzero(fold == number)
+        learnt = fit_linear(together.part(np.setdiff1d(np.arange(len(examples)), left_out)))
+        after[left_out] = right_tops(
+            together.matrix[left_out], learnt, together.classes, [examples[int(at)] for at in left_out]
+        )
+    gained, lost = int((after & ~before).sum()), int((before & ~after).sum())
+    return gained - lost > PROOF * math.sqrt(gained + lost)
+
+
+def right_tops(
+    matrix: sp.csr_matrix, learnt: tuple[Floats, Floats], classes: Sequence[str], examples: Sequence[Example]
+) -> NDArray[np.bool_]:
+    """Which messages, a row each, get their top label."""
+    coef, intercept = learnt
+    best = (matrix @ coef.T + intercept).argmax(axis=1)
+    return np.array([classes[b].partition("/")[0] == e.top for b, e in zip(best, examples, strict=True)])
+
+
+def learn_corrections(examples: Sequence[Example], analyses: Sequence[Analysis], own: int, progress: Progress) -> Learned:
+    """Machines of the starter corpus alone, and weights for phrases of the first ``own`` messages, the operator's.
+
+    Those messages, and what hardly differs from them, are labelled as the operator says, all else as ever.
+    """
+    alone = learn(examples[own:], analyses[own:], progress)
+    mine, classes = analyses[:own], alone.classes
+    matrix = alone.space.vectors(mine)
+    decisions = matrix @ alone.coef.T + alone.intercept
+    seen = seen_terms(analyses[own:], alone.space.min_df)
+    labels = [nearest(e.label, classes, row) for e, row in zip(examples, decisions, strict=False)]
+    why = astray(labels, classes, matrix, decisions, alone.coef, term_names(alone.space))
+    coef = alone.coef
+    phrases = {phrase for a in mine for phrase in a.phrases} - {phrase for a in analyses[own:] for phrase in a.phrases}
+    if phrases:
+        terms = sorted(phrases)
+        vectors = alone.space.learn("phrases", terms, count([a.phrases for a in mine], terms))
+        pulls = corrections([e.label for e in examples[:own]], classes, vectors, alone.temperature * decisions)
+        coef = np.hstack([coef, pulls / alone.temperature])
+    return alone._replace(
+        coef=coef,
+        decisions=np.vstack([decisions, alone.decisions]),
+        known=np.concatenate([[familiarity(*known_shares(a, seen)) for a in mine], alone.known]),
+        why=why | {own + at: terms for at, terms in alone.why.items()},
+    )
+
+
+def nearest(label: str, classes: Sequence[str], decisions: Floats) -> str:
+    """The label; of a top label that has sublabels alone, the likeliest of them."""
+    fitting = [k for k, c in enumerate(classes) if label in (c, c.partition("/")[0])]
+    return label if label in classes else classes[max(fitting, key=decisions.__getitem__)]
+
+
+def corrections(labels: Sequence[str], classes: Sequence[str], vectors: sp.csr_matrix, scores: Floats) -> Floats:
+    """The least weights by which each message's label comes out before any other, by CORRECTED_BY.
+
+    ``scores`` are those of the classes without them. Found one message after the other, as machines are in their dual
+    form: a step for each pair of a right and a wrong answer, taken back where others have made it needless.
+    """
+    tops = np.array([c.partition("/")[0] for c in classes])
+    masks = {top: tops == top for top in sorted(set(tops))}
+    single = {label: np.array(classes) == label for label in classes}
+    alike, scores = (vectors @ vectors.T).toarray(), scores.copy()
+    pulls, strength = np.zeros_like(scores), defaultdict[tuple[int, bytes, bytes], float](float)
+
+    def odds(at: int, mask: NDArray[np.bool_]) -> float:
+        return float(np.logaddexp.reduce(scores[at, mask]))
+
+    def step(at: int, right: NDArray[np.bool_], wrong: NDArray[np.bool_]) -> float:
+        key = at, right.tobytes(), wrong.tobytes()
+        missing = CORRECTED_BY - odds(at, right) + odds(at, wrong) - SLACK * strength[key]
+        size: float = max(-strength[key], missing / (2 * float(alike[at, at]) + SLACK))
+        strength[key] += size
+        for mask, way in ((right, size), (wrong, -size)):
+            pulls[at, mask] += way
+            scores[:, mask] += way * alike[:, [at]]
+        return abs(size)
+
+    for _ in range(ROUNDS):
+        moved = 0.0
+        for at in np.flatnonzero(alike.diagonal()).tolist():
+            label, top = labels[at], labels[at].partition("/")[0]
+            others = [mask for name, mask in masks.items() if name != top]
+            moved = max(moved, step(at, masks[top], max(others, key=lambda mask: odds(at, mask))))
+            siblings = [single[c] for c in classes if c.partition("/")[0] == top and c != label]
+            if label in single and siblings:
+                moved = max(moved, step(at, single[label], max(siblings, key=lambda mask: odds(at, mask))))
+        if moved < SETTLED:
+            break
+    result: Floats = pulls.T @ vectors
+    return result
 
 
 def fitting_starter(own: Sequence[Example], starter: Sequence[Example]) -> list[Example]:
@@ -339,7 +508,7 @@ def out_of_fold(
     Also the terms that led astray where the label came out wrong.
     """
     matrix, labels, fold = material.matrix, material.labels, np.array(folds(examples))
-    names = [f"{TERM_PREFIXES.get(b, '')}{shown(t)}" for b, v in space.vocabulary.items() for t in v]
+    names = term_names(space)
     why: dict[int, tuple[tuple[str, float], ...]] = {}
     decisions, known = np.zeros((len(labels), len(material.classes))), np.ones(len(labels))
     numbers = sorted(set(fold))
@@ -349,27 +518,34 @@ def out_of_fold(
         inside, outside = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
         coef, intercept = fit_linear(material.part(inside))
         decisions[outside] = matrix[outside] @ coef.T + intercept
-        why |= astray(material, decisions, outside, coef, names)
+        led = astray(labels[outside], material.classes, matrix[outside], decisions[outside], coef, names)
+        why |= {int(outside[at]): terms for at, terms in led.items()}
         seen = seen_terms([analyses[int(i)] for i in inside], space.min_df)
         known[outside] = [familiarity(*known_shares(analyses[int(i)], seen)) for i in outside]
         progress("judging unseen messages", 0.15 + 0.6 * (done + 1) / len(numbers))
     return decisions, known, why
 
 
+def term_names(space: Space) -> list[str]:
+    """The terms as people read them."""
+    return [f"{TERM_PREFIXES.get(b, '')}{shown(t)}" for b, v in space.vocabulary.items() for t in v]
+
+
 def astray(
-    material: Material,
+    labels: Sequence[str] | NDArray[np.str_],
+    classes: Sequence[str],
+    matrix: sp.csr_matrix,
     decisions: Floats,
-    rows: NDArray[np.intp],
     coef: Floats,
     names: Sequence[str],
 ) -> dict[int, tuple[tuple[str, float], ...]]:
     """For messages with a wrong top label: the terms that spoke most for it and against the right one."""
-    found, classes = {}, material.classes
-    for row in map(int, rows):
-        given, right = int(decisions[row].argmax()), classes.index(str(material.labels[row]))
+    found = {}
+    for row, label in enumerate(labels):
+        given, right = int(decisions[row].argmax()), classes.index(str(label))
         if classes[given].partition("/")[0] == classes[right].partition("/")[0]:
             continue
-        mine = material.matrix[row]
+        mine = matrix[row]
         pulls = mine.data * (coef[given, mine.indices] - coef[right, mine.indices])
         strongest = np.argsort(-np.abs(pulls))[:8]
         found[row] = tuple((names[int(mine.indices[k])], round(float(pulls[k]), 4)) for k in strongest)

@@ -4,8 +4,8 @@ Words carry what is said, character n-grams carry word stems, compounds and
 typing errors, and the whole of Japanese and Chinese, which write no spaces.
 The subject is kept apart from the body because buyers pick it from a menu.
 Pairs are of beginnings of words that stand near each other, for label sets
-whose labels differ by what two words mean together. Cues are the hand-written concepts of ``classifiers/cues``. Standard library
-only: a labelling process imports this.
+whose labels differ by what two words mean together. Phrases are so long that hardly two messages share one, but copies of each other.
+Cues are the hand-written concepts of ``classifiers/cues``. Standard library only: a labelling process imports this.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable
+from itertools import groupby
 from typing import NamedTuple
 
 from classifiers.cues import Cues
@@ -33,6 +34,9 @@ REACH = 8
 #: A long message would be read into thousands of pairs: so many are enough, of nearer words, but always of the next two.
 MOST_PAIRS = 512
 LEAST_REACH = 2
+#: Words, and characters of unspaced script, that make a phrase.
+PHRASE = 5
+PHRASE_CJK = 8
 
 Bag = dict[str, int]
 
@@ -46,6 +50,7 @@ class Analysis(NamedTuple):
     subject_chars: Bag
     cues: Bag
     pairs: Bag
+    phrases: Bag
 
 
 BLOCKS = Analysis._fields
@@ -98,6 +103,18 @@ def pair_terms(found: Iterable[str]) -> Bag:
     return bag
 
 
+def phrase_terms(found: Iterable[str]) -> Bag:
+    """Words in a row, and characters of unspaced script; what is shorter is a phrase as a whole. Marks do not count."""
+    bag: Bag = {}
+    for unspaced, group in groupby((token for token in found if token[0] not in "?!"), lambda token: is_cjk(token[0])):
+        for parts in group if unspaced else [[*group]]:
+            size, gap = (PHRASE_CJK, "") if unspaced else (PHRASE, " ")
+            for start in range(max(1, len(parts) - size + 1)):
+                phrase = gap.join(parts[start : start + size])
+                bag[phrase] = bag.get(phrase, 0) + 1
+    return bag
+
+
 class Texts(NamedTuple):
     """A document made comparable, and its tokens."""
 
@@ -118,8 +135,8 @@ def cue_terms(found: Texts, cues: Cues) -> Bag:
     return cues.terms(found.body) | cues.terms(found.subject, "subject:")
 
 
-def analyse(document: Document, cues: Cues, *, pairs: bool = False) -> Analysis:
-    """The counted terms of a document; those of ``pairs``, which are many, only where they are wanted."""
+def analyse(document: Document, cues: Cues, *, pairs: bool = False, phrases: bool = False) -> Analysis:
+    """The counted terms of a document; those of ``pairs`` and ``phrases``, which are many, only where they are wanted."""
     found = texts(document)
     return Analysis(
         words=word_terms(found.body_tokens),
@@ -128,4 +145,5 @@ def analyse(document: Document, cues: Cues, *, pairs: bool = False) -> Analysis:
         subject_chars=char_terms(found.subject_tokens),
         cues=cue_terms(found, cues),
         pairs=pair_terms(found.body_tokens) if pairs else {},
+        phrases=phrase_terms(found.body_tokens) if phrases else {},
     )

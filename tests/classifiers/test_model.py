@@ -18,7 +18,7 @@ from classifiers.cues import Cues
 from classifiers.document import Document
 from classifiers.errors import ModelRefused
 from classifiers.inference import MAGIC, MODEL_FILE, Model, load, unpack
-from classifiers.vectorize import BLOCKS, analyse
+from classifiers.vectorize import BLOCKS, analyse, phrase_terms, tokens
 
 ODD = (
     "",
@@ -82,6 +82,14 @@ def by_scikit_learn(model: Model, documents: list[Document]) -> NDArray[np.float
 
 
 @pytest.mark.usefixtures("scorer")
+def test_a_phrase_is_words_in_a_row_or_characters_of_unspaced_script() -> None:
+    assert phrase_terms(tokens("where is my cup ?! now i")) == {"where is my cup now": 1, "is my cup now i": 1}
+    assert phrase_terms(tokens("angry again!")) == {"angry again": 1}
+    assert phrase_terms(tokens("壊れた cup が届きました。")) == {"壊れた": 1, "cup": 1, "が届きました": 1}
+    assert phrase_terms(tokens("返品したいのですが")) == {"返品したいのです": 1, "品したいのですが": 1}
+    assert phrase_terms([]) == {}
+
+
 def test_exported_form_equals_scikit_learn_on_every_evaluation_message(
     model: Model, documents: list[Document], by_scikit_learn: NDArray[np.float64]
 ) -> None:

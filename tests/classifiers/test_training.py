@@ -82,18 +82,104 @@ def trained_on_pairs() -> Trained:
     )
 
 
+def small_starter() -> list[Example]:
+    """A starter corpus of two labels, of which one has sublabels, by two authors."""
+    kinds = {
+        "complaint": ("i am angry about the {} cup", "what a bad {} plate this is", "never again such a {} bowl"),
+        "return_request/refund": ("i want my money for the {} cup", "please pay the {} plate back", "refund my {} bowl"),
+        "return_request/damaged": (
+            "the {} cup came in pieces",
+            "there is a crack in my {} plate",
+            "a broken {} bowl 割れていた",
+        ),
+    }
+    return [
+        Example(Document(pattern.format(colour)), label, batch=f"en-b{number % 2}", origin=dataset.STARTER)
+        for label, patterns in kinds.items()
+        for pattern in patterns
+        for number, colour in enumerate(COLOURS)
+    ]
+
+
+#: What the small starter corpus does not label as its operator wants it.
+CORRECTIONS = (
+    Example(Document("what a bad day for my old cup that is in many pieces now"), "complaint"),
+    Example(Document("i am so angry and i want to be paid for that plate of mine"), "return_request/refund"),
+    Example(Document("angry again"), "return_request"),
+    Example(Document("悪い皿が割れていたので怒っています"), "complaint"),
+)
+
+
+@pytest.fixture(scope="module")
+def trained_on_few() -> Trained:
+    """The starter corpus with a few corrections."""
+    return train(CORRECTIONS, starter=small_starter())
+
+
+def test_a_few_corrections_come_right_and_nothing_else_changes(trained_on_few: Trained) -> None:
+    alone, corrected = train([], starter=small_starter()).model, trained_on_few.model
+    assert trained_on_few.details["own_as_corrections"] is True
+    assert any(alone.predict(e.document).label != e.top for e in CORRECTIONS)
+    for example in CORRECTIONS:
+        near = (" really", " I say!") if len(example.document.text) > 12 else ("!", " ?!")
+        for text in (example.document.text, *(example.document.text.upper() + more for more in near)):
+            scored = corrected.predict(Document(text))
+            assert scored.label == example.top
+            assert scored.sublabel == (example.label.partition("/")[2] or scored.sublabel)
+    for text in (
+        "i am angry about my plate",
+        "money for a bad cup please",
+        "angry",
+        "the bowl 割れていた",
+        "pieces, pieces",
+        "",
+    ):
+        assert corrected.probabilities(Document(text)) == pytest.approx(alone.probabilities(Document(text)))
+    assert any(term.startswith("phrase: ") for term, _ in corrected.predict(CORRECTIONS[2].document).terms)
+
+
+def test_corrections_are_judged_as_the_starter_model_would_label_them(trained_on_few: Trained) -> None:
+    alone = train([], starter=small_starter()).model
+    pairs = list(zip(trained_on_few.examples, trained_on_few.out_of_fold, strict=True))
+    assert [e.document for e, _ in pairs[: len(CORRECTIONS)]] == [e.document for e in CORRECTIONS]
+    for example, scored in pairs[: len(CORRECTIONS)]:
+        assert scored.label == alone.predict(example.document).label
+        assert bool(scored.terms) == (scored.label != example.top)
+
+
+def test_corrections_that_contradict_each_other_leave_the_label_as_it_was() -> None:
+    text = "i am angry about the dotted cup and want to tell you"
+    twice = [Example(Document(text + " so"), "complaint"), Example(Document(text + " now"), "return_request/refund")]
+    alone, corrected = (train(own, starter=small_starter()).model for own in ([], twice))
+    assert [corrected.predict(e.document).label for e in twice] == ["complaint", "return_request"]
+    assert corrected.predict(Document(text)).label == alone.predict(Document(text)).label
+
+
+def test_own_mail_is_learnt_from_where_that_is_proven_or_labels_are_new() -> None:
+    proven = [
+        Example(Document(f"{pattern} {colour}"), label)
+        for colour in COLOURS
+        for pattern, label in (("kettle leaks on my desk", "complaint"), ("kettle goes home to you", "return_request/refund"))
+    ]
+    assert train(proven, starter=small_starter()).details["own_as_corrections"] is False
+    new = [Example(Document(f"do you sell {colour} ink by the barrel"), "wholesale") for colour in COLOURS]
+    model = train([*CORRECTIONS, *new[:3]], starter=small_starter()).model
+    assert model.predict(new[4].document).label == "wholesale"
+
+
 @pytest.mark.parametrize("scorer", ["numpy", "plain"])
-@pytest.mark.parametrize("name", ["trained", "trained_on_pairs"])
+@pytest.mark.parametrize("name", ["trained", "trained_on_pairs", "trained_on_few"])
 def test_exported_form_equals_scikit_learn(
     name: str, scorer: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: Trained = request.getfixturevalue(name)
     model = made.model
     assert ("pairs" in made.estimator["vocabulary"]) == (name == "trained_on_pairs")
+    assert ("phrases" in made.estimator["vocabulary"]) == (name == "trained_on_few")
     cues = Cues(model.head.cues)
     documents = [e.document for e in made.examples[:: len(made.examples) // 100]]
     documents.append(Document("found again: the voucher that i had lost, and (still) the card of my own blue loan. 新しい口座"))
-    analyses = [analyse(d, cues, pairs=True) for d in documents]
+    analyses = [analyse(d, cues, pairs=True, phrases=True) for d in documents]
     parts = []
     for block, _, weight in model.head.blocks:
         terms = {t: at for at, t in enumerate(made.estimator["vocabulary"][block].split("\n"))}
