@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import platform
+import re
 import time
 import warnings
 from array import array
@@ -23,14 +24,16 @@ import scipy
 import scipy.sparse as sp
 import sklearn
 from numpy.typing import NDArray
+from scipy.cluster.hierarchy import fcluster, ward
 from scipy.optimize import minimize_scalar
 from sklearn.feature_extraction.text import TfidfTransformer
 from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import normalize
 from sklearn.svm import LinearSVC
 
 from classifiers.cues import Cues, Table, compile_table, read_table
 from classifiers.dataset import OPERATOR, STARTER, Example, Prepared, data_digest, folds, prepare, stable_number
-from classifiers.document import Scored
+from classifiers.document import Document, Scored
 from classifiers.errors import DataRefused
 from classifiers.inference import NEVER, TERM_PREFIXES, Head, Model, familiarity, pack, unpack
 from classifiers.normalize import is_cjk, shown
@@ -62,9 +65,19 @@ REGULARISATION = 1.0
 TOLERANCE = 0.01
 #: Share of the machines that know only top labels in the score of a class.
 TOP_SHARE = 0.7
-#: Share of naive Bayes in a machine: larger beside the starter corpus, whose authors are not those of the mail to come.
+#: From so many messages on, labels that are not Postsale's are grouped by likeness, this many in a group on average, and
+#: the machines that know only groups have this share in the score of a label.
+GROUPS_FROM = 2000
+GROUP_SIZE = 4
+GROUP_SHARE = 0.5
+#: Share of naive Bayes in a machine: larger beside the starter corpus, whose authors are not those of the mail to come,
+#: smaller where less mail than this can be counted.
 BAYES_SHARE = 0.025
 BAYES_SHARE_STARTER = 0.08
+BAYES_SHARE_SMALL = 0.0125
+BAYES_SMALL_BELOW = 2000
+#: What a label's name is marked as where it is learnt from like a message.
+NAME = "name"
 #: Added to the weight of each term in a class, since no term is impossible.
 BAYES_SMOOTHING = 0.01
 #: So many messages of the operator's own halve the weight of a starter message, down to the least.
@@ -87,6 +100,8 @@ UNKNOWN_SHARE = 0.02
 LEAST_MARGIN = 0.1
 #: Shares of the training part that the learning curve is drawn through.
 CURVE_SHARES = (0.1, 0.25, 0.5, 1.0)
+
+_BETWEEN_WORDS = re.compile(r"[\W_]+|(?<=[a-z])(?=[A-Z])")
 
 
 class Settings(NamedTuple):
@@ -160,6 +175,7 @@ class Material(NamedTuple):
     weights: Floats  # for a machine of the class
     origin: Floats  # for one of the top label, and for naive Bayes
     bayes: float  # share of naive Bayes
+    grouped: bool = False  # whether there are machines of groups of labels, too
 
     def part(self, rows: NDArray[np.intp]) -> Material:
         """These messages alone, among the same classes."""
@@ -215,9 +231,12 @@ def train(
     with_starter = any(e.origin == STARTER for e in used)
     few = with_starter and 0 < len(own.examples) < FEW and labels_fit(own.examples, used[len(own.examples) :])
     pairs = not with_starter and len(used) >= PAIRS_FROM
-    analyses = [analyse(e.document, matcher, pairs=pairs, phrases=few) for e in used]
+    names = [] if with_starter else label_names(used)
+    analyses = [analyse(e.document, matcher, pairs=pairs, phrases=few) for e in [*used, *names]]
     careful = few and not teaches(used, analyses, len(own.examples))
-    learnt = learn_corrections(used, analyses, len(own.examples), progress) if careful else learn(used, analyses, progress)
+    learnt = (
+        learn_corrections(used, analyses, len(own.examples), progress) if careful else learn(used, analyses, progress, names)
+    )
     space, classes, temperature = learnt.space, learnt.classes, learnt.temperature
     head, estimator, rows, idf = export(space, classes, temperature * learnt.coef, temperature * learnt.intercept)
     decisions, known = temperature * learnt.decisions, learnt.known
@@ -275,12 +294,15 @@ class Learned(NamedTuple):
     curve: list[tuple[int, float]]
 
 
-def learn(examples: Sequence[Example], analyses: Sequence[Analysis], progress: Progress) -> Learned:
-    """Machines of all messages together."""
-    space, material = gathered(examples, analyses)
+def learn(
+    examples: Sequence[Example], analyses: Sequence[Analysis], progress: Progress, names: Sequence[Example] = ()
+) -> Learned:
+    """Machines of all messages together, and of the names of labels, whose analyses come last."""
+    space, material = gathered([*examples, *names], analyses)
     progress("judging unseen messages", 0.15)
     decisions, known, why = out_of_fold(material, examples, analyses, space, progress)
-    temperature = fit_temperature(decisions, material.classes, [e.top for e in examples], material.weights)
+    tops = [e.top for e in examples]
+    temperature = fit_temperature(decisions, material.classes, tops, material.weights[: len(examples)])
     progress("final model", 0.8)
     coef, intercept = fit_linear(material)
     curve = learning_curve(material, examples)
@@ -291,14 +313,23 @@ def gathered(examples: Sequence[Example], analyses: Sequence[Analysis]) -> tuple
     """What machines of these messages learn from."""
     with_starter = any(e.origin == STARTER for e in examples)
     space = Space(analyses, 2 if with_starter else 1)
+    share = BAYES_SHARE_SMALL if len(examples) < BAYES_SMALL_BELOW else BAYES_SHARE
     return space, Material(
         matrix=space.matrix,
         labels=np.array([e.label for e in examples]),
         classes=sorted({e.label for e in examples}),
         weights=example_weights(examples),
         origin=origin_weights(examples),
-        bayes=BAYES_SHARE_STARTER if with_starter else BAYES_SHARE,
+        bayes=BAYES_SHARE_STARTER if with_starter else share,
+        grouped=not with_starter and len(examples) >= GROUPS_FROM,
     )
+
+
+def label_names(examples: Sequence[Example]) -> list[Example]:
+    """The names of the labels as messages, since whoever chose ``card_arrival`` said what it is about."""
+    return [
+        Example(Document(_BETWEEN_WORDS.sub(" ", label)), label, origin=NAME) for label in sorted({e.label for e in examples})
+    ]
 
 
 def labels_fit(own: Sequence[Example], starter: Sequence[Example]) -> bool:
@@ -433,7 +464,7 @@ def require_labels(examples: Sequence[Example]) -> None:
 
 
 def origin_weights(examples: Sequence[Example]) -> Floats:
-    """The operator's mail counts in full; the starter corpus less, the more of the operator's mail there is."""
+    """The operator's mail counts in full; the starter corpus or a label's name less, the more of that mail there is."""
     own = sum(e.origin == OPERATOR for e in examples)
     theirs = max(LEAST_STARTER_WEIGHT, 1.0 / (1.0 + own / HALVES_STARTER))
     return np.array([1.0 if e.origin == OPERATOR else theirs for e in examples], dtype=np.float64)
@@ -449,17 +480,34 @@ def example_weights(examples: Sequence[Example]) -> Floats:
 
 
 def fit_linear(material: Material) -> tuple[Floats, Floats]:
-    """Coefficients and intercepts of all classes: those of the class, and a share of those of its top label."""
+    """Coefficients and intercepts of all classes: those of the class, and a share of those of its top label or its group."""
     coef, intercept = _machines(material)
     tops = [c.partition("/")[0] for c in material.classes]
-    if tops != list(material.classes):
-        names = sorted(set(tops))
-        whole = np.array([label.partition("/")[0] for label in material.labels])
+    share = TOP_SHARE
+    if tops == list(material.classes):
+        tops, share = (groups(material) if material.grouped else []), GROUP_SHARE
+    names = sorted(set(tops))
+    if len(names) > 1:
+        belongs = dict(zip(material.classes, tops, strict=True))
+        whole = np.array([belongs[label] for label in material.labels])
         top_coef, top_intercept = _machines(material._replace(labels=whole, classes=names, weights=material.origin))
         owner = [names.index(top) for top in tops]
-        coef = coef + TOP_SHARE * top_coef[owner]
-        intercept = intercept + TOP_SHARE * top_intercept[owner]
+        coef = coef + share * top_coef[owner]
+        intercept = intercept + share * top_intercept[owner]
     return coef, intercept
+
+
+def groups(material: Material) -> list[str]:
+    """For each class the name of a group of classes whose messages are alike on the whole (Ward's method).
+
+    What parts one group from the others is learnt from many messages, and so more surely than what parts two like labels.
+    """
+    rows = [material.classes.index(label) for label in material.labels]
+    shape = len(material.classes), len(rows)
+    sums = normalize(sp.csr_matrix((np.ones(len(rows)), (rows, np.arange(len(rows)))), shape=shape) @ material.matrix)
+    apart = np.sqrt(np.maximum(2.0 - 2.0 * (sums @ sums.T).toarray(), 0.0))
+    tree = ward(apart[np.triu_indices(len(apart), 1)])
+    return [str(group) for group in fcluster(tree, max(1, round(len(apart) / GROUP_SIZE)), criterion="maxclust")]
 
 
 def _machines(material: Material) -> tuple[Floats, Floats]:
@@ -505,17 +553,18 @@ def out_of_fold(
 ) -> tuple[Floats, Floats, dict[int, tuple[tuple[str, float], ...]]]:
     """Decision values and familiarity of every message, by models that did not see its fold.
 
-    Also the terms that led astray where the label came out wrong.
+    Also the terms that led astray where the label came out wrong. Names of labels, which come after the messages, are in no fold.
     """
-    matrix, labels, fold = material.matrix, material.labels, np.array(folds(examples))
+    matrix, labels = material.matrix, material.labels
+    fold, rest = np.array(folds(examples)), np.arange(len(examples), len(labels))
     names = term_names(space)
     why: dict[int, tuple[tuple[str, float], ...]] = {}
-    decisions, known = np.zeros((len(labels), len(material.classes))), np.ones(len(labels))
+    decisions, known = np.zeros((len(examples), len(material.classes))), np.ones(len(examples))
     numbers = sorted(set(fold))
     if len(numbers) < 2:
-        fold, numbers = np.arange(len(labels)) % 2, [0, 1]
+        fold, numbers = np.arange(len(examples)) % 2, [0, 1]
     for done, number in enumerate(numbers):
-        inside, outside = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
+        inside, outside = np.concatenate([np.flatnonzero(fold != number), rest]), np.flatnonzero(fold == number)
         coef, intercept = fit_linear(material.part(inside))
         decisions[outside] = matrix[outside] @ coef.T + intercept
         led = astray(labels[outside], material.classes, matrix[outside], decisions[outside], coef, names)
@@ -555,7 +604,7 @@ def astray(
 def learning_curve(material: Material, examples: Sequence[Example]) -> list[tuple[int, float]]:
     """Messages trained on, and accuracy of top labels on one fixed fold that none of them is in."""
     order = sorted(range(len(examples)), key=lambda at: stable_number("curve " + examples[at].key))
-    fold = folds(examples)
+    fold, names = folds(examples), np.arange(len(examples), len(material.labels))
     test = [at for at in order if fold[at] == fold[order[0]]]
     rest = [at for at in order if fold[at] != fold[order[0]]]
     if not rest or len(test) < 10:
@@ -565,7 +614,7 @@ def learning_curve(material: Material, examples: Sequence[Example]) -> list[tupl
         part = np.array(rest[: max(2, round(len(rest) * share))])
         if len({str(label).partition("/")[0] for label in material.labels[part]}) < 2:
             continue
-        coef, intercept = fit_linear(material.part(part))
+        coef, intercept = fit_linear(material.part(np.concatenate([part, names])))
         best = (material.matrix[test] @ coef.T + intercept).argmax(axis=1)
         right = [material.classes[b].partition("/")[0] == examples[at].top for b, at in zip(best, test, strict=True)]
         points.append((len(part), round(sum(right) / len(right), 4)))

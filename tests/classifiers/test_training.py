@@ -22,7 +22,7 @@ from classifiers.document import Document
 from classifiers.errors import DataRefused, ModelRefused
 from classifiers.evaluate import auroc, coverage, evaluate
 from classifiers.inference import MODEL_FILE, Model, load
-from classifiers.train import BAYES_SMOOTHING, Material, Trained, fit_linear, fitting_starter, train
+from classifiers.train import BAYES_SMOOTHING, Material, Trained, fit_linear, fitting_starter, groups, label_names, train
 from classifiers.vectorize import BLOCKS, analyse
 from daemon.cli import app
 
@@ -204,6 +204,36 @@ def test_naive_bayes_has_its_share_in_a_machine() -> None:
     coef, _ = fit_linear(Material(matrix, labels, ["a", "b"], ones, ones, 0.5))
     half = 0.5 * np.log((2 + BAYES_SMOOTHING) / BAYES_SMOOTHING) / 2
     assert coef - without == pytest.approx(np.array([[half, -half], [-half, half]]))
+
+
+def test_the_name_of_a_label_is_learnt_from() -> None:
+    assert [
+        e.document.text for e in label_names([Example(Document("x"), label) for label in ("openHours", "card_lost/at-home")])
+    ] == [
+        "card lost at home",
+        "open Hours",
+    ]
+    renamed = [e._replace(label="vehicle_storage" if e.label == "parking" else e.label) for e in own_mail()]
+    made = train(renamed)
+    assert made.model.predict(Document("storage of a vehicle")).label == "vehicle_storage"
+    assert len(made.out_of_fold) == len(made.examples) == made.details["messages"] == len(renamed)
+
+
+def test_labels_whose_messages_are_alike_are_told_from_others_together() -> None:
+    """Eight labels in two kinds, which share a term in all of them: the machines of the groups add to those terms."""
+    labels = np.array([f"{kind}{number}" for kind in "ab" for number in range(4) for _ in range(3)])
+    shared = np.repeat(np.eye(2), 12, axis=0)
+    matrix = sp.csr_matrix(np.hstack([shared, 0.5 * np.repeat(np.eye(8), 3, axis=0)]))
+    ones = np.ones(len(labels))
+    alone = Material(matrix, labels, sorted(set(labels)), ones, ones, 0.0)
+    found = groups(alone)
+    assert found[:4] == [found[0]] * 4
+    assert found[4:] == [found[4]] * 4
+    assert found[0] != found[4]
+    added = fit_linear(alone._replace(grouped=True))[0] - fit_linear(alone)[0]
+    assert (added[:4, 0] > 0.1).all()
+    assert (added[4:, 0] < -0.1).all()
+    assert added[0] == pytest.approx(added[3])
 
 
 def test_two_classes_equal_scikit_learn_too() -> None:
