@@ -118,7 +118,11 @@ def few() -> None:
             rest = [e for e in pool if e.key not in keys]
             model = train([e._replace(origin=dataset.OPERATOR) for e in chosen], starter=dataset.starter()).model
             with_own, without = judge(model, rest), judge(alone, rest)
-            print(f"{n:3} per label, draw {seed}: starter alone {without.macro_f1:.4f}, with own mail {with_own.macro_f1:.4f}")
+            learnt, before = judge(model, chosen).accuracy, judge(alone, chosen).accuracy
+            print(
+                f"{n:3} per label, draw {seed}: starter alone {without.macro_f1:.4f}, with own mail {with_own.macro_f1:.4f}; "
+                f"of the own mail itself {before:.3f} right before, {learnt:.3f} after"
+            )
 
 
 _PROBE = """

@@ -65,11 +65,11 @@ REGULARISATION = 1.0
 TOLERANCE = 0.01
 #: Share of the machines that know only top labels in the score of a class.
 TOP_SHARE = 0.7
-#: From so many messages on, labels that are not Postsale's are grouped by likeness, this many in a group on average, and
-#: the machines that know only groups have this share in the score of a label.
+#: From so many messages on, labels that are not Postsale's are grouped by likeness, each so many in a group on average,
+#: and the machines that know only these groups have this share in the score of a label.
 GROUPS_FROM = 2000
-GROUP_SIZE = 4
-GROUP_SHARE = 0.5
+GROUP_SIZES = (3, 4, 6)
+GROUP_SHARE = 0.2
 #: Share of naive Bayes in a machine: larger beside the starter corpus, whose authors are not those of the mail to come,
 #: smaller where less mail than this can be counted.
 BAYES_SHARE = 0.025
@@ -480,25 +480,24 @@ def example_weights(examples: Sequence[Example]) -> Floats:
 
 
 def fit_linear(material: Material) -> tuple[Floats, Floats]:
-    """Coefficients and intercepts of all classes: those of the class, and a share of those of its top label or its group."""
+    """Coefficients and intercepts of all classes: those of the class, and shares of those of its top label or its groups."""
     coef, intercept = _machines(material)
-    tops = [c.partition("/")[0] for c in material.classes]
-    share = TOP_SHARE
-    if tops == list(material.classes):
+    tops, share = [[c.partition("/")[0] for c in material.classes]], TOP_SHARE
+    if tops[0] == list(material.classes):
         tops, share = (groups(material) if material.grouped else []), GROUP_SHARE
-    names = sorted(set(tops))
-    if len(names) > 1:
-        belongs = dict(zip(material.classes, tops, strict=True))
+    for wider in tops:
+        names = sorted(set(wider))
+        belongs = dict(zip(material.classes, wider, strict=True))
         whole = np.array([belongs[label] for label in material.labels])
-        top_coef, top_intercept = _machines(material._replace(labels=whole, classes=names, weights=material.origin))
-        owner = [names.index(top) for top in tops]
-        coef = coef + share * top_coef[owner]
-        intercept = intercept + share * top_intercept[owner]
+        wider_coef, wider_intercept = _machines(material._replace(labels=whole, classes=names, weights=material.origin))
+        owner = [names.index(name) for name in wider]
+        coef = coef + share * wider_coef[owner]
+        intercept = intercept + share * wider_intercept[owner]
     return coef, intercept
 
 
-def groups(material: Material) -> list[str]:
-    """For each class the name of a group of classes whose messages are alike on the whole (Ward's method).
+def groups(material: Material) -> list[list[str]]:
+    """For each of GROUP_SIZES, and each class, the name of a group of classes whose messages are alike on the whole.
 
     What parts one group from the others is learnt from many messages, and so more surely than what parts two like labels.
     """
@@ -507,7 +506,9 @@ def groups(material: Material) -> list[str]:
     sums = normalize(sp.csr_matrix((np.ones(len(rows)), (rows, np.arange(len(rows)))), shape=shape) @ material.matrix)
     apart = np.sqrt(np.maximum(2.0 - 2.0 * (sums @ sums.T).toarray(), 0.0))
     tree = ward(apart[np.triu_indices(len(apart), 1)])
-    return [str(group) for group in fcluster(tree, max(1, round(len(apart) / GROUP_SIZE)), criterion="maxclust")]
+    counts = [round(len(apart) / size) for size in GROUP_SIZES]
+    found = [[str(group) for group in fcluster(tree, number, criterion="maxclust")] for number in counts if number > 1]
+    return [names for names in found if len(set(names)) > 1]
 
 
 def _machines(material: Material) -> tuple[Floats, Floats]:
