@@ -15,7 +15,7 @@ import scipy.sparse as sp
 from typer.testing import CliRunner
 
 from classifiers import artifact, dataset
-from classifiers.compare import compare
+from classifiers.compare import FIXED, compare
 from classifiers.cues import Cues
 from classifiers.dataset import Example
 from classifiers.document import Document
@@ -258,6 +258,27 @@ def test_a_worse_model_is_told(trained: Trained) -> None:
     assert not same.worse
     known = {e.key for e in own_mail()}
     assert compare(trained.model, own_mail(), trained.out_of_fold, shuffled.model, known, lambda _: trained.model).parts == []
+
+
+def test_a_loss_on_the_fixed_messages_alone_keeps_a_model_from_promotion(
+    trained_on_few: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fixed = [e._replace(document=Document(e.document.text + " please")) for e in small_starter()[::4]]
+    monkeypatch.setattr("classifiers.compare.starter_evaluation", lambda: fixed)
+    other = {"complaint": "return_request/refund", "return_request/refund": "complaint"}
+    astray = [e._replace(label=other.get(e.label, e.label)) for e in small_starter()]
+    live, loser = (train([], starter=corpus).model for corpus in (small_starter(), astray))
+    few, said = trained_on_few.examples, trained_on_few.out_of_fold
+    known = {e.key for e in small_starter()}
+    for candidate, promoted in ((trained_on_few.model, True), (loser, False)):
+        judged = compare(candidate, few, said, live, known, lambda _: loser)
+        assert [(part.name, part.n) for part in judged.parts] == [
+            ("your mail, out of fold", len(CORRECTIONS)),
+            (FIXED, len(fixed)),
+        ]
+        assert judged.parts[0].live is not None
+        assert judged.parts[0].candidate.accuracy == judged.parts[0].live.accuracy
+        assert (not judged.worse) == promoted
 
 
 def test_dated_mail_is_judged_by_what_came_before_it(trained: Trained) -> None:
