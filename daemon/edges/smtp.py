@@ -119,7 +119,7 @@ class Smtp:
     async def ping(self) -> str:
         """Connect and sign in; for `postsale check`."""
         async with self._room, self._connection() as client:
-            await self._command(client, Phase.CONNECT, b"NOOP")
+            await self._commands(client, (Phase.CONNECT, b"NOOP"))
         return "signed in" if self._sign_in else "connected"
 
     async def close(self) -> None:
@@ -243,20 +243,33 @@ class Smtp:
             if not client.supports_extension("8bitmime"):
                 raise Refused(Phase.MAIL, 554, "the server takes no 8-bit mail")
             options.append(b"BODY=8BITMIME")
-        await self._command(client, Phase.MAIL, b"MAIL", f"FROM:<{envelope_from}>".encode(), *options)
-        await self._command(client, Phase.RCPT, b"RCPT", f"TO:<{recipient}>".encode())
-        await self._command(client, Phase.DATA, b"DATA")
+        await self._commands(
+            client,
+            (Phase.MAIL, b" ".join([b"MAIL", f"FROM:<{envelope_from}>".encode(), *options])),
+            (Phase.RCPT, f"RCPT TO:<{recipient}>".encode()),
+            (Phase.DATA, b"DATA"),
+        )
         protocol = client.protocol
         if protocol is None:
             raise Deferred(Phase.DATA, None, "connection lost")
         return protocol
 
-    async def _command(self, client: aiosmtplib.SMTP, phase: Phase, *words: bytes) -> None:
+    async def _commands(self, client: aiosmtplib.SMTP, *commands: tuple[Phase, bytes]) -> None:
+        phase = commands[0][0]
+        try:
+            # one deadline over all, however slowly the answers trickle in
+            async with asyncio.timeout(len(commands) * self._server.timeout_seconds):
+                for phase, line in commands:
+                    await self._command(client, phase, line)
+        except TimeoutError as error:
+            raise Deferred(phase, None, "the server takes too long") from error
+
+    async def _command(self, client: aiosmtplib.SMTP, phase: Phase, line: bytes) -> None:
         if client.protocol is None or client.protocol._buffer:
             raise Deferred(phase, None, "the server is out of step")
         expected = {Phase.DATA: (354,), Phase.RCPT: (250, 251)}.get(phase, (250,))
         try:
-            response = await client.execute_command(*words)  # within timeout_seconds, however slowly it trickles in
+            response = await client.execute_command(line, timeout=None)
         except aiosmtplib.SMTPResponseException as error:  # an answer that is none
             raise Deferred(phase, None, _one_line(error.message)) from error
         except (aiosmtplib.SMTPException, OSError, TimeoutError, ValueError) as error:
