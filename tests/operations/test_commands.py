@@ -45,7 +45,7 @@ def shop(tmp_path: Path) -> Path:
 def test_help_answers_at_once_and_imports_nothing_heavy() -> None:
     code = (
         "import sys, typer.testing, daemon.cli as c; r = typer.testing.CliRunner().invoke(c.app, ['--help']); assert r.exit_code == 0;"
-        "heavy = {'sqlalchemy', 'pydantic', 'structlog', 'jinja2', 'numpy', 'sklearn', 'imapclient', 'alembic', 'lingua'};"
+        "heavy = {'sqlalchemy', 'pydantic', 'structlog', 'jinja2', 'numpy', 'sklearn', 'imapclient', 'alembic', 'py3langid'};"
         "print(sorted(heavy & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout == "[]\n"
