@@ -42,7 +42,7 @@ VERSIONS = "versions"
 _SECTIONS = 5  # of the zlib stream: head, names of terms, their offsets and buckets, inverse document frequencies
 _LARGEST = 256_000_000  # no exported model unpacks to more bytes than this
 _TERMS = 8
-_WORDS = 8_192  # words whose n-grams are remembered
+_WORDS = 4_096  # words whose n-grams are remembered
 _SHOWN = 4_096  # terms whose names are remembered
 #: How terms of a block are marked when they are shown to people.
 TERM_PREFIXES = {

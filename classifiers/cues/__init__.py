@@ -41,7 +41,7 @@ _CLAUSE = re.compile(r"[,;:、,—–]| - ")
 _GAP = ".."
 _LAST_KANA = "\u30ff"
 _MAX_PAIRED = 24  # concepts of one sentence that are paired with each other
-_REMEMBERED = 8_192  # units whose patterns are not looked up again
+_REMEMBERED = 4_096  # units whose patterns are not looked up again
 
 
 def read_table(folder: Path | None = None) -> Table:

@@ -31,7 +31,7 @@ from daemon.vocab import RawMail
 #: Messages whose sizes are asked for in one command.
 LIST_BATCH = 500
 #: Messages and bytes that one FETCH and one transaction take.
-FETCH_BATCH = 200
+FETCH_BATCH = 100
 FETCH_BYTES = 8_000_000
 RESCAN_SECONDS = 900.0
 #: UIDs that a rescan compares at a time.
