@@ -1,9 +1,7 @@
 """Bring a database's schema up to this program's, inside the process and in one transaction.
 
 The revisions are Alembic's, under ``migrations/versions``. Alembic is imported
-only when there is something to do, since every start comes through here. An
-empty database is given today's tables at once and marked as being at the
-newest revision, as Alembic's cookbook has it; a test holds the two ways together.
+only when there is something to do, since every start comes through here.
 """
 
 from __future__ import annotations
@@ -12,11 +10,10 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sqlalchemy import Column, Connection, MetaData, String, Table, insert, inspect, text
+from sqlalchemy import Connection, inspect, text
 
 from daemon.errors import PostsaleError
 from daemon.store.db import Database
-from daemon.store.tables import metadata
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -29,11 +26,6 @@ _ONE_AT_A_TIME = threading.Lock()
 
 #: Number of PostgreSQL's advisory lock for the length of a migration.
 _LOCK = 0x706F7374
-
-
-#: Alembic's own table, as it makes it.
-_VERSION = Table("alembic_version", MetaData(), Column("version_num", String(32), primary_key=True))
-_VERSION.primary_key.name = "alembic_version_pkc"
 
 
 class SchemaTooNew(PostsaleError):
@@ -52,23 +44,13 @@ def upgrade_on(connection: Connection) -> bool:
     """As upgrade, within the caller's transaction."""
     if connection.dialect.name == "postgresql":
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
-    if current(connection) == HEAD:
+    present = current(connection)
+    if present == HEAD:
         return False
-    if not inspect(connection).get_table_names():
-        metadata.create_all(connection)
-        _VERSION.create(connection)
-        connection.execute(insert(_VERSION), {"version_num": HEAD})
-        return True
-    migrate_on(connection)
-    return True
-
-
-def migrate_on(connection: Connection, to: str = HEAD) -> None:
-    """Bring the schema to a revision, one after the other. Raises as upgrade does."""
-    from alembic import command  # here, since it costs a tenth of a second and 8 MB, and is needed once per release
+    from alembic import command  # here, since it costs a tenth of a second and is needed once per release
     from alembic.script import ScriptDirectory
 
-    config, present = alembic_config(), current(connection)
+    config = alembic_config()
     known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
     if present is not None and present not in known:
         raise SchemaTooNew(
@@ -76,7 +58,8 @@ def migrate_on(connection: Connection, to: str = HEAD) -> None:
         )
     config.attributes["connection"] = connection
     with _ONE_AT_A_TIME:
-        command.upgrade(config, to)
+        command.upgrade(config, HEAD)
+    return True
 
 
 def current(connection: Connection) -> str | None:
