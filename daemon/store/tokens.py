@@ -68,7 +68,8 @@ def words_like_tokens(mime: bytes) -> frozenset[str]:
     text = _with_letters_as_themselves(mime)
     if text is None:
         return parsed_words_like_tokens(mime)
-    own = _MESSAGE_ID.search(text)
+    end = _HEAD_END.search(text)
+    own = _MESSAGE_ID.search(text, 0, end.end() if end else 0)
     plain = text.replace(own[1], b"") if own else text
     words = plain.translate(_SEPARATED).split()
     if b"=" in plain:  # and as quoted-printable, where what is escaped is no letter of a token
@@ -104,6 +105,7 @@ _ENCODED = re.compile(rb"=(?:3[2-7]|[46][1-9A-Fa-f]|[57][0-9Aa]|\?|\r[^\n])")
 _WAYS = (b"base64", b"uue")
 _ANOTHER_WAY = b"content-transfer-encoding"
 _MESSAGE_ID = re.compile(rb"(?<![^\n])Message-ID: (<r\.[a-z2-7]{26}@[^<>@\s]+>)\r?\n")
+_HEAD_END = re.compile(rb"\r?\n\r?\n")
 _LENGTH = 26
 _BASE32 = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ234567")
 _SEPARATED = bytes(byte if byte in _BASE32 else ord(" ") for byte in range(256))

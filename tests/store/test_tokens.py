@@ -40,6 +40,8 @@ def written(body: bytes, encoding: str, *, head: str = "") -> bytes:
         written(b"-- " + base64.encodebytes(f"Hello {TOKEN}".encode()), "base64"),
         written(f"{TOKEN}\r\n".encode(), "base64", head="Content-Transfer-Encoding: 7bit\r\n"),
         written(base64.b64encode(TOKEN.encode()), "base64", head="Content-Type: multipart/mixed; boundary=x\r\n"),
+        written(f"Hello\r\nMessage-ID: <r.{TOKEN}@shop.test>\r\n".encode(), "7bit"),
+        f"From: a@shop.test\r\n\r\nMessage-ID: <r.{TOKEN}@shop.test>\r\n".encode(),
         written(b"Hello\r\n", "7bit", head=f"References: <p@x> {TOKEN}\r\n"),
         written(b"Hello\r\n", "7bit", head=f"Comments: =?utf-8?b?{base64.b64encode(TOKEN.encode()).decode()}?=\r\n"),
         written(b"Hello\r\n", "7bit", head=f"Comments: =?utf-8?q?=61{TOKEN[1:]}?=\r\n"),
