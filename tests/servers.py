@@ -8,8 +8,10 @@ or refuses it. Users are added while the servers run.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import pwd
+import random
 import re
 import shutil
 import signal
@@ -37,18 +39,39 @@ class NotInstalled(Exception):
     """A server that the test needs is not on this machine."""
 
 
-_given_ports: set[int] = set()
+#: Where the kernel keeps the range that it takes a connection's own port from.
+LOCAL_PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_reservations: list[socket.socket] = []
+
+
+def _ports_of_no_connection() -> range:
+    """Ports that an outgoing connection is never given, where the kernel leaves some above the well-known ones."""
+    first = 10_000
+    lowest = int(LOCAL_PORT_RANGE.read_text().split()[0]) if LOCAL_PORT_RANGE.exists() else 32_768
+    return range(first, lowest if lowest > first + 2_000 else 65_536)
 
 
 def free_port() -> int:
-    """A TCP port that nobody listens on; never the same one twice in a process."""
+    """A TCP port of loopback that stays free until its server listens: no connection and no other test gets it.
+
+    A port from bind(0) is any connection's to take until then. The same port of UDP, held until this process ends, is
+    the mark that keeps other processes off.
+    """
+    ports = _ports_of_no_connection()
     while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
-        if port not in _given_ports:
-            _given_ports.add(port)
-            return port
+        port = random.choice(ports)
+        mark = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        try:
+            mark.bind(("127.0.0.1", port))
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", port))
+        except OSError as refused:
+            mark.close()
+            if refused.errno != errno.EADDRINUSE:
+                raise
+            continue
+        _reservations.append(mark)
+        return port
 
 
 def wait_for_port(port: int, *, seconds: float = 15, alive: subprocess.Popen[bytes] | None = None) -> None:

@@ -31,7 +31,7 @@ from daemon.store import cases, folders, labelling
 from tests.fakes.faults import Fault, Kind
 from tests.fakes.imap import FakeImap
 from tests.fakes.smtp import FakeSmtp
-from tests.operations.ports import closed_port
+from tests.servers import free_port
 
 ROOT = Path(__file__).parents[2]
 ADDRESS = "service@shop.example"
@@ -118,7 +118,7 @@ def _mail(words: str = "Where is my parcel? Order 20418 has not arrived.", numbe
 
 
 async def test_no_poll(shop: Shop) -> None:
-    async with shop.running(mailboxes__imap__port=closed_port(), alarms__no_poll_minutes=0.001) as app:
+    async with shop.running(mailboxes__imap__port=free_port(), alarms__no_poll_minutes=0.001) as app:
         subject, detail = await _alarm(app, "no_poll")
         assert subject == "shop"
         assert "not read for" in detail
@@ -197,7 +197,7 @@ async def test_breaker_open(shop: Shop, side: str) -> None:
 
 
 async def test_orders_down(shop: Shop) -> None:
-    source = {"kind": "http", "url": f"http://127.0.0.1:{closed_port()}/{{order_id}}"}
+    source = {"kind": "http", "url": f"http://127.0.0.1:{free_port()}/{{order_id}}"}
     async with shop.running(orders__sources=[source]) as app:
         await _until(lambda: bool(shop.imap.logins))
         await _ready(app)

@@ -17,7 +17,7 @@ import pytest
 
 from daemon import config_example
 from daemon.demo.servers import HOST, Sandbox
-from tests.operations.ports import closed_port
+from tests.servers import free_port
 
 ROOT = Path(__file__).parents[2]
 ADDRESS, SENDER, STAFF = "service@lumen-loom.example", "outgoing@lumen-loom.example", "staff@lumen-loom.example"
@@ -128,7 +128,7 @@ def _write(folder: Path, sandbox: Sandbox, hidden: dict[str, str]) -> Path:
     }
     (tokens / "second.json").write_text(json.dumps(content))
     (folder / "data" / "service.key").write_text(hidden["service-key"] + "\n")
-    dead = closed_port()
+    dead = free_port()
     values = {
         **config_example.SAMPLE,
         "service.mode": "live",

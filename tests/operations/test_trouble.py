@@ -20,7 +20,7 @@ import pytest
 
 from daemon import config_example
 from daemon.demo.servers import HOST, Sandbox
-from tests.operations.ports import closed_port
+from tests.servers import free_port
 
 ROOT = Path(__file__).parents[2]
 ADDRESS = "service@shop.example"
@@ -128,7 +128,7 @@ def _only_problem(service: Service) -> str:
 
 
 def test_a_server_that_is_down_at_the_start_is_tried_again(service: Callable[..., Service]) -> None:
-    running = service(**{"mailboxes.imap.port": closed_port()})
+    running = service(**{"mailboxes.imap.port": free_port()})
     running.start()
     assert "Connection refused" in _only_problem(running)
     assert running.said("service.ready")
