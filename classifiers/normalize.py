@@ -35,7 +35,8 @@ _ID = re.compile(
 )
 _AMOUNT = re.compile(
     r"(?:[$€£¥]|\b(?:eur|usd|gbp|chf|jpy|rmb|cny|twd|ntd?|hkd)\b\$?) ?\d+(?:[.,']\d+)*"
-    r"|\d+(?:[.,']\d+)*(?:[.,]-)? ?(?:[$€£¥円元块塊]|(?:eur|euros?|usd|dollars?|gbp|pounds?|chf|francs?|franken|yen|rmb|cny|twd|hkd)\b)"
+    # from the first digit of all alone: what does not end in money from there does not from a later one either
+    r"|(?<!\d)(?<!\d[.,'])\d+(?:[.,']\d+)*(?:[.,]-)? ?(?:[$€£¥円元块塊]|(?:eur|euros?|usd|dollars?|gbp|pounds?|chf|francs?|franken|yen|rmb|cny|twd|hkd)\b)"
 )
 _DATE = re.compile(  # the look ahead spares the alternatives at most places
     r"(?=\d)(?:\b\d{4}[-/.]\d{1,2}[-/.]\d{1,2}\b|\b\d{1,2}[-/.]\d{1,2}[-/.](?:\d{4}|\d{2})\b|\b\d{1,2}[./]\d{1,2}\.(?!\d)|\b\d{1,2}/\d{1,2}\b"

@@ -13,16 +13,19 @@ TOO_MUCH = 3 * FACTOR
 
 def growth(work: Callable[[int], object], size: int) -> float:
     """Cost of ``work(FACTOR * size)`` over that of ``work(size)``, each the least of several tries."""
-    return _least(work, FACTOR * size) / _least(work, size)
+    return cost(lambda: work(FACTOR * size)) / cost(lambda: work(size))
 
 
-def _least(work: Callable[[int], object], size: int) -> float:
-    """Seconds of processor time, of the best of three tries that each last long enough to be measured."""
+def cost(work: Callable[[], object]) -> float:
+    """Seconds of processor time, of the best of three tries that each last long enough to be measured.
+
+    Worth something beside another cost alone, of the same minute on the same machine.
+    """
     best = float("inf")
     for _ in range(3):
         runs, begun = 0, time.process_time()
         while (spent := time.process_time() - begun) < 0.01 or not runs:
-            work(size)
+            work()
             runs += 1
         best = min(best, spent / runs)
     return best
