@@ -30,13 +30,14 @@ MAX_CHARS = 6000
 
 _LINK = re.compile(r"(?:https?://|www\.)[^\s<>\"]+")
 _MAIL = re.compile(r"[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63})+")
+# Both look ahead for what may begin a match, since at most places nothing does.
 _ID = re.compile(
-    r"\b(?:\d{3}-\d{7}-\d{7}|[a-z]{0,4}\d[\da-z]*(?:-[\da-z]+)*-\d[\da-z]*|(?=[a-z0-9]*\d[a-z0-9]*\d[a-z0-9]*\d)(?=[a-z0-9]*[a-z])[a-z0-9]{8,}|\d{8,})\b"
+    r"\b(?=[a-z0-9]*\d)(?:\d{3}-\d{7}-\d{7}|[a-z]{0,4}\d[\da-z]*(?:-[\da-z]+)*-\d[\da-z]*|(?=[a-z0-9]*\d[a-z0-9]*\d[a-z0-9]*\d)(?=[a-z0-9]*[a-z])[a-z0-9]{8,}|\d{8,})\b"
 )
 _AMOUNT = re.compile(
-    r"(?:[$€£¥]|\b(?:eur|usd|gbp|chf|jpy|rmb|cny|twd|ntd?|hkd)\b\$?) ?\d+(?:[.,']\d+)*"
+    r"(?=[$€£¥\d]|\b[eugcjrtnh])(?:(?:[$€£¥]|\b(?:eur|usd|gbp|chf|jpy|rmb|cny|twd|ntd?|hkd)\b\$?) ?\d+(?:[.,']\d+)*"
     # from the first digit of all alone: what does not end in money from there does not from a later one either
-    r"|(?<!\d)(?<!\d[.,'])\d+(?:[.,']\d+)*(?:[.,]-)? ?(?:[$€£¥円元块塊]|(?:eur|euros?|usd|dollars?|gbp|pounds?|chf|francs?|franken|yen|rmb|cny|twd|hkd)\b)"
+    r"|(?<!\d)(?<!\d[.,'])\d+(?:[.,']\d+)*(?:[.,]-)? ?(?:[$€£¥円元块塊]|(?:eur|euros?|usd|dollars?|gbp|pounds?|chf|francs?|franken|yen|rmb|cny|twd|hkd)\b))"
 )
 _DATE = re.compile(  # the look ahead spares the alternatives at most places
     r"(?=\d)(?:\b\d{4}[-/.]\d{1,2}[-/.]\d{1,2}\b|\b\d{1,2}[-/.]\d{1,2}[-/.](?:\d{4}|\d{2})\b|\b\d{1,2}[./]\d{1,2}\.(?!\d)|\b\d{1,2}/\d{1,2}\b"

@@ -1,10 +1,10 @@
 """Scores of all classes for a document's counted terms, in plain Python.
 
 All classes of a term are added up at once: the bytes of a row of weights are
-spread over eight-byte lanes of one big integer, which is then multiplied by
-the term's value as a fixed-point number. That is many times faster in plain
-Python than a loop over classes, and exact to 2**-40 of a weight. Standard
-library only; ``scoring_arrays`` does the same with numpy.
+spread over lanes of one big integer, which is then multiplied by the term's
+value as a fixed-point number. That is many times faster in plain Python than
+a loop over classes, and exact to some 2**-29 of a weight. Standard library
+only; ``scoring_arrays`` does the same with numpy.
 """
 
 from __future__ import annotations
@@ -13,14 +13,21 @@ import math
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import chain
+from operator import mul
+from struct import Struct
 from typing import NamedTuple
 
 #: Per block: its weight, and how often each term occurs by the term's number.
 Bags = Sequence[tuple[float, Mapping[int, int]]]
 
 ZERO = 128  # the byte that stands for a weight of zero
-_FRACTION = 40  # bits after the point of a term's value
-_LANE = 8  # bytes of one class in the big integer
+_FRACTION = 29  # bits after the point of a term's value, which is at most 1: one digit of Python's integers
+#: Bytes of one class in the big integer. Values of a block have length 1, so those of 2**20 terms add up to 2**10 at most.
+_LANE = 6
+_USUAL = 64  # occurrences in one document whose logarithm is remembered
+#: Terms that say so many times less than the strongest one are hardly ever among the strongest that are asked for.
+_FAR_LESS = 16
 
 
 class Linear(NamedTuple):
@@ -43,49 +50,61 @@ class Evidence(NamedTuple):
     strongest: Callable[[int, int, int], list[tuple[int, float]]]
 
 
+class _Logs(dict[int, float]):
+    """Sublinear term frequency: 1 + ln tf."""
+
+    def __missing__(self, tf: int) -> float:
+        value = math.log(tf) + 1.0
+        if tf <= _USUAL:
+            self[tf] = value
+        return value
+
+
 class PlainScorer:
     """Evaluates a linear model where numpy is not loaded."""
 
     def __init__(self, linear: Linear) -> None:
         self._linear = linear
-        self._width = len(linear.scale)
-        self._log = [0.0, *(math.log(tf) + 1.0 for tf in range(1, 64))]
+        self._log = _Logs()
         self._scaled = [[(weight - ZERO) * scale for weight in range(256)] for scale in linear.scale]
+        self._apart = Struct(f"{len(linear.scale) * _LANE}s").iter_unpack
 
     def __call__(self, bags: Bags) -> Evidence:
         """Score a document: sublinear term frequency times idf, each block of length 1 times its weight."""
-        idf, log = self._linear.idf, self._log
+        idf, log, one = self._linear.idf, self._log, 1 << _FRACTION
         numbers: list[int] = []
-        values: list[float] = []
+        values: list[int] = []
         for weight, bag in bags:
-            found = [(log[tf] if tf < 64 else math.log(tf) + 1.0) * idf[number] for number, tf in bag.items()]
-            factor = weight / (math.hypot(*found) or 1.0)  # a block may hold nothing
+            found = [*map(mul, map(log.__getitem__, bag.values()), map(idf.__getitem__, bag))]
+            factor = weight * one / (math.hypot(*found) or 1.0)  # a block may hold nothing
             numbers.extend(bag)
-            values.extend([value * factor for value in found])
-        return Evidence(self._decisions(numbers, values), partial(self._strongest, numbers, values))
+            values.extend(map(int, [value * factor for value in found]))
+        weights, width = self._linear.weights, len(self._linear.scale)
+        rows = b"".join([weights[at : at + width] for at in [number * width for number in numbers]])
+        return Evidence(self._decisions(rows, values), partial(self._strongest, numbers, rows, values))
 
-    def _decisions(self, numbers: list[int], values: list[float]) -> list[float]:
-        weights, width, one = self._linear.weights, self._width, 1 << _FRACTION
-        size = width * _LANE
-        lanes = bytearray(len(numbers) * size)
-        lanes[::_LANE] = b"".join([weights[number * width : (number + 1) * width] for number in numbers])
-        rows, fixed = bytes(lanes), [int(value * one) for value in values]
-        places = range(0, len(rows), size)
-        total = sum([int.from_bytes(rows[at : at + size], "little") * value for at, value in zip(places, fixed, strict=True)])
-        sums = total.to_bytes(size + _LANE, "little")
-        offset = ZERO * sum(fixed)
+    def _decisions(self, rows: bytes, values: list[int]) -> list[float]:
+        scale, intercept, one = self._linear.scale, self._linear.intercept, 1 << _FRACTION
+        lanes = bytearray(len(rows) * _LANE)
+        lanes[_LANE - 1 :: _LANE] = rows
+        total = sum(map(mul, map(int.from_bytes, chain.from_iterable(self._apart(lanes))), values))
+        sums = total.to_bytes(len(scale) * _LANE)
+        offset = ZERO * sum(values)
         return [
-            (int.from_bytes(sums[k * _LANE : k * _LANE + _LANE], "little") - offset) / one * scale + bias
-            for k, (scale, bias) in enumerate(zip(self._linear.scale, self._linear.intercept, strict=True))
+            (int.from_bytes(sums[at : at + _LANE]) - offset) / one * each + bias
+            for at, each, bias in zip(range(0, len(sums), _LANE), scale, intercept, strict=True)
         ]
 
-    def _strongest(self, numbers: list[int], values: list[float], one: int, other: int, n: int) -> list[tuple[int, float]]:
-        weights, width = self._linear.weights, self._width
-        scaled, scaled_other = self._scaled[one], self._scaled[other]
-        pulls = [
-            value * (scaled[weights[number * width + one]] - scaled_other[weights[number * width + other]])
-            for number, value in zip(numbers, values, strict=True)
-        ]
-        strength = list(map(abs, pulls))
-        order = sorted(range(len(pulls)), key=strength.__getitem__, reverse=True)
-        return [(numbers[at], pulls[at]) for at in order[:n]]
+    def _strongest(
+        self, numbers: list[int], rows: bytes, values: list[int], one: int, other: int, n: int
+    ) -> list[tuple[int, float]]:
+        mine, others, width = self._scaled[one], self._scaled[other], len(self._scaled)
+        columns = zip(values, rows[one::width], rows[other::width], strict=True)
+        pulls = [value * (mine[weight] - others[beside]) for value, weight, beside in columns]
+        strength = [*map(abs, pulls)]
+        least = max(strength, default=0.0) / _FAR_LESS
+        order = [at for at, each in enumerate(strength) if each >= least]
+        if len(order) < n:
+            order = [*range(len(strength))]
+        order.sort(key=strength.__getitem__, reverse=True)
+        return [(numbers[at], pulls[at] / (1 << _FRACTION)) for at in order[:n]]

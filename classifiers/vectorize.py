@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from itertools import groupby
+from operator import itemgetter
 from typing import NamedTuple
 
 from classifiers.cues import Cues
@@ -37,6 +39,9 @@ LEAST_REACH = 2
 #: Words, and characters of unspaced script, that make a phrase.
 PHRASE = 5
 PHRASE_CJK = 8
+
+#: Longest word or run for whose length it is remembered where its n-grams lie.
+_USUAL = 40
 
 Bag = dict[str, int]
 
@@ -78,11 +83,21 @@ def word_terms(found: Iterable[str]) -> Bag:
     return bag
 
 
-def ngrams(token: str) -> list[str]:
+def ngrams(token: str) -> Sequence[str]:
     """Character n-grams of a word, with its edges marked by a space, or of an unspaced run."""
-    text, longest = (token, CJK_MAX) if is_cjk(token[0]) else (f" {token} ", CHARS_MAX)
-    size = len(text)
-    return [text[start : start + n] for n in range(1, min(longest, size) + 1) for start in range(size - n + 1)]
+    return _cut(token, CJK_MAX) if is_cjk(token[0]) else _cut(f" {token} ", CHARS_MAX)
+
+
+def _cut(text: str, longest: int) -> Sequence[str]:
+    if len(text) == 1:
+        return (text,)
+    return (_cuts if len(text) <= _USUAL else _cuts.__wrapped__)(len(text), longest)(text)
+
+
+@cache
+def _cuts(size: int, longest: int) -> Callable[[str], tuple[str, ...]]:
+    """Takes all n-grams from a text of this size at once."""
+    return itemgetter(*(slice(start, start + n) for n in range(1, min(longest, size) + 1) for start in range(size - n + 1)))
 
 
 def char_terms(found: Iterable[str]) -> Bag:

@@ -64,13 +64,15 @@ class Block(dict[str, int]):
         return cls(Packed(b"", array("I", [0]), array("I", [0, 0])), 0, 1)
 
     def __missing__(self, term: str) -> int:
-        name, offsets = term.encode(), self._offsets
+        name, firsts = term.encode(), self._firsts
         bucket = self._base + crc32(name) % self._buckets
-        for number in range(self._firsts[bucket], self._firsts[bucket + 1]):
-            if self._names[offsets[number] : offsets[number + 1]] == name:
+        number, end = firsts[bucket], firsts[bucket + 1]
+        while number < end:  # most buckets are empty, and a range would cost as much as all that went before
+            if self._names[self._offsets[number] : self._offsets[number + 1]] == name:
                 if len(self) < _REMEMBERED:
                     self[term] = number
                 return number
+            number += 1
         return UNKNOWN
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from functools import lru_cache
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -86,6 +87,7 @@ class _Pattern(NamedTuple):
     concept: int
     languages: int
     rest: list[str]
+    size: int  # of the rest where it holds no gap and no stem, so that it is found as it stands
 
 
 class _Unit(NamedTuple):
@@ -187,10 +189,11 @@ class Cues:
         """The concepts of one clause, those in reach of a negation with ``!`` before them."""
         hits: list[tuple[int, int]] = []
         negations: list[int] = []
-        for at, (_, before, anywhere) in enumerate(known, 1):
-            starting = before.get(units[at], anywhere) if before and at < len(units) else anywhere
-            for concept, spoken, rest in starting:
-                if not spoken & languages or (rest and not _follows(rest, 0, units, at)):
+        for at, (_, before, anywhere), following in zip(count(1), known, [*units[1:], ""], strict=False):
+            for concept, spoken, rest, size in before.get(following, anywhere):
+                if not spoken & languages:
+                    continue
+                if rest and not (units[at : at + size] == rest if size else _follows(rest, 0, units, at)):
                     continue
                 if concept < 0:
                     negations.append(at)
@@ -208,7 +211,8 @@ class Cues:
 @lru_cache(maxsize=_REMEMBERED)  # the words of a stem begin the same ones
 def _pattern(line: str) -> _Pattern:
     concept, languages, *rest = line.split()
-    return _Pattern(int(concept), int(languages), rest)
+    plain = all(part != _GAP and part[-1] != "*" for part in rest)
+    return _Pattern(int(concept), int(languages), rest, len(rest) if plain else 0)
 
 
 def _certain(pattern: _Pattern) -> str | None:
