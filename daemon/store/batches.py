@@ -20,7 +20,7 @@ from sqlalchemy import Connection, bindparam, func, insert, select, update
 from daemon.store import cases as one_by_one
 from daemon.store import feedback, outbox, threads
 from daemon.store.cases import ACTOR, Context, Settlement, Understood
-from daemon.store.dialect import insert_new, locked, padded, upsert_many
+from daemon.store.dialect import insert_new, locked, padded, unindexed, upsert_many
 from daemon.store.direct import change_all, fetch
 from daemon.store.drafts import NewDraft, draft_row
 from daemon.store.outbox import FirstReply
@@ -145,7 +145,7 @@ _SAME_CONTENT = select(cases.c.content_key).where(
 _SAME_MESSAGE_ID = select(cases.c.message_id).where(
     cases.c.mailbox == bindparam("of"),
     cases.c.message_id.in_(bindparam("ids", expanding=True)),
-    cases.c.content_key.is_not(None),
+    unindexed(cases.c.content_key) != "",
 )
 
 

@@ -21,7 +21,7 @@ from typing import Any
 from sqlalchemy import Connection, and_, bindparam, func, insert, or_, select, update
 
 from daemon.store import folders, outbox, threads
-from daemon.store.dialect import insert_many_new, locked, padded, serialise, storable, upsert
+from daemon.store.dialect import insert_many_new, locked, padded, serialise, storable, unindexed, upsert
 from daemon.store.direct import change, change_all, fetch, fetch_one
 from daemon.store.tables import cases, events, feedback, raw_mail, records
 from daemon.store.tables import outbox as outbox_table
@@ -274,7 +274,10 @@ def forget_leases(connection: Connection, *, workers_like: str) -> int:
     """At start: end the leases of earlier runs, whose worker names begin with ``workers_like``; returns how many."""
     return connection.execute(
         update(cases)
-        .where(cases.c.claimed_by.startswith(workers_like, autoescape=True))
+        .where(
+            cases.c.state.in_([CaseState.RECEIVED.value, CaseState.DEFERRED.value]),  # no other case is claimed
+            cases.c.claimed_by.startswith(workers_like, autoescape=True),
+        )
         .values(claimed_by=None, lease_until=None)
     ).rowcount
 
@@ -429,8 +432,8 @@ _SAME_MESSAGE_ID = (
         cases.c.mailbox == bindparam("mailbox"),
         cases.c.message_id == bindparam("message"),
         cases.c.id != bindparam("case"),
-        cases.c.content_key.is_not(None),
-        cases.c.content_key != bindparam("key"),
+        unindexed(cases.c.content_key) != "",
+        unindexed(cases.c.content_key) != bindparam("key"),
     )
     .limit(1)
 )

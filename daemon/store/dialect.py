@@ -41,7 +41,7 @@ def padded(values: Collection[T]) -> list[T]:
 def unindexed(column: Column[str]) -> ColumnElement[str]:
     """The column as nothing that an index serves.
 
-    SQLite keeps no statistics here, and would go by a state or a kind through everything that was ever in it.
+    SQLite keeps no statistics here, and would go by a mailbox, a state or a kind through everything that was ever in it.
     """
     return func.coalesce(column, literal_column("''"))
 

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, insert, select, tuple_, update
+from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from daemon.store.db import Database
 from daemon.store.dialect import padded
 from daemon.store.direct import fetch
 from daemon.store.tables import orders, reports
 
-#: Keys of one SELECT; three parameters each, under every database's limit.
+#: Keys of one SELECT, under every database's limit of parameters.
 _KEYS_AT_ONCE = 500
 #: Fact rows kept of one order and report; a larger order is cut, and nothing is decided about it by itself.
 _ROWS_OF_ONE_ORDER = 200
@@ -36,12 +36,10 @@ def save(connection: Connection, batch: Sequence[tuple[Key, dict[str, Any]]]) ->
 
 
 def _save_some(connection: Connection, grouped: dict[tuple[str, str, str], list[dict[str, Any]]]) -> None:
-    kept = {
-        (r.shop, r.order_id, r.report): r
-        for r in connection.execute(
-            select(orders).where(tuple_(orders.c.shop, orders.c.order_id, orders.c.report).in_(list(grouped)))
-        )
-    }
+    kept: dict[tuple[str, str, str], Any] = {}
+    for shop in {shop for shop, _, _ in grouped}:
+        ids = {order_id for of, order_id, _ in grouped if of == shop}
+        kept |= {(shop, r.order_id, r.report): r for r in fetch(connection, _KEPT, {"of": shop, "ids": padded(ids)})}
     fresh: list[dict[str, Any]] = []
     for key, rows in grouped.items():
         as_of, source = datetime.fromisoformat(rows[0]["as_of"]), str(rows[0]["source"])[:200]
@@ -61,6 +59,10 @@ def _save_some(connection: Connection, grouped: dict[tuple[str, str, str], list[
             connection.execute(update(orders).where(where).values(facts=facts, as_of=as_of, source=source))
     if fresh:
         connection.execute(insert(orders), fresh)
+
+
+# Not by rows of three values: SQLite would look through every order there is.
+_KEPT = select(orders).where(orders.c.shop == bindparam("of"), orders.c.order_id.in_(bindparam("ids", expanding=True)))
 
 
 def rows_of(connection: Connection, keys: Sequence[Key]) -> dict[Key, list[dict[str, Any]]]:

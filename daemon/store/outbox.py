@@ -23,7 +23,7 @@ from sqlalchemy import case as sql_case
 from daemon.clock import DELIVERY_BACKOFF_SECONDS, RECONNECT_BACKOFF_SECONDS, backoff
 from daemon.errors import PostsaleError
 from daemon.store import settings, threads
-from daemon.store.dialect import insert_many_new, insert_one_new, padded, storable
+from daemon.store.dialect import insert_many_new, insert_one_new, padded, storable, unindexed
 from daemon.store.direct import change, fetch, fetch_one
 from daemon.store.tables import attempts, cases, outbox
 from daemon.store.transitions import StaleMove, move_case, move_delivery
@@ -442,7 +442,7 @@ def recover(connection: Connection, mailbox: str, *, under_way: Collection[int],
     """
     left = _load(
         connection,
-        outbox.c.mailbox == mailbox,
+        unindexed(outbox.c.mailbox) == mailbox,
         outbox.c.state.in_([DeliveryState.CLAIMED.value, DeliveryState.TRANSMITTING.value]),
         outbox.c.id.not_in(list(under_way)),
         order=(outbox.c.id,),

@@ -116,6 +116,13 @@ thread_keys = Table(
     Column("thread_id", ForeignKey("threads.id"), nullable=False, index=True),
 )
 
+
+def _index_of_known(name: str, *columns: Column[Any], also: Column[Any] | None = None) -> None:
+    """An index that leaves out the rows of which the last column is not known (yet), so that they are not written to it."""
+    known = text(f"{columns[-1].name} IS NOT NULL")
+    Index(name, *columns, *(() if also is None else (also,)), sqlite_where=known, postgresql_where=known)
+
+
 cases = Table(
     "cases",
     metadata,
@@ -165,15 +172,14 @@ cases = Table(
     UniqueConstraint("mailbox", "folder", "uidvalidity", "uid"),
 )
 Index("ix_cases_state_due", cases.c.state, cases.c.due_at)
-Index("ix_cases_mailbox_content_key", cases.c.mailbox, cases.c.content_key)
+_index_of_known("ix_cases_mailbox_content_key", cases.c.mailbox, cases.c.content_key)
 Index("ix_cases_mailbox_message_id", cases.c.mailbox, cases.c.message_id)
-Index("ix_cases_mailbox_order_id", cases.c.mailbox, cases.c.order_id)
-Index("ix_cases_thread_id", cases.c.thread_id)
-Index("ix_cases_mailbox_sender", cases.c.mailbox, cases.c.sender, cases.c.received_at)
+_index_of_known("ix_cases_mailbox_order_id", cases.c.mailbox, cases.c.order_id)
+_index_of_known("ix_cases_thread_id", cases.c.thread_id)
+_index_of_known("ix_cases_mailbox_sender", cases.c.mailbox, cases.c.sender, also=cases.c.received_at)
 Index("ix_cases_received_at", cases.c.received_at)
 #: Few are copies of another one; whoever removes a row has to know whether it is one that they name.
-_DUPLICATES = text("duplicate_of IS NOT NULL")
-Index("ix_cases_duplicate_of", cases.c.duplicate_of, sqlite_where=_DUPLICATES, postgresql_where=_DUPLICATES)
+_index_of_known("ix_cases_duplicate_of", cases.c.duplicate_of)
 
 raw_mail = Table(
     "raw_mail",
@@ -300,7 +306,7 @@ Index(
 Index("ix_outbox_state_not_before", outbox.c.state, outbox.c.not_before)
 Index("ix_outbox_mailbox_recipient_key", outbox.c.mailbox, outbox.c.recipient_key, outbox.c.created_at)
 Index("ix_outbox_case_id", outbox.c.case_id)
-Index("ix_outbox_mailbox_transmitted_at", outbox.c.mailbox, outbox.c.transmitted_at)
+_index_of_known("ix_outbox_mailbox_transmitted_at", outbox.c.mailbox, outbox.c.transmitted_at)
 Index("ix_outbox_mailbox_created_at", outbox.c.mailbox, outbox.c.created_at)
 Index("ix_outbox_updated_at", outbox.c.updated_at)
 #: What was sent and is neither copied to the Sent folder nor forgotten: next to nothing of it.

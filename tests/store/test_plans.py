@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Connection
 
-from daemon.store import cases, forgetting, labelling, outbox, reports, requests
+from daemon.store import batches, cases, forgetting, labelling, orders, outbox, reports, requests
 from daemon.store.db import Database
 from daemon.store.migrate import upgrade
 from daemon.store.tables import metadata
-from daemon.vocab import DeliveryKind, DeliveryState
+from daemon.vocab import DeliveryKind, DeliveryState, Kind
+from tests.store import making
 from tests.store.watching import Asked, watched
 
 NOW = datetime(2026, 11, 2, 10, tzinfo=UTC)
@@ -26,7 +27,9 @@ def _plans(connection: Connection, asked: Sequence[Asked]) -> list[str]:
     return [
         str(step[3])
         for statement, values, _ in asked
-        for step in connection.connection.cursor().execute(f"EXPLAIN QUERY PLAN {statement}", values).fetchall()
+        for step in connection.connection.cursor()
+        .execute(f"EXPLAIN QUERY PLAN {statement}", values[0] if values and isinstance(values[0], tuple) else values)
+        .fetchall()
     ]
 
 
@@ -96,6 +99,46 @@ def test_the_last_look_at_a_reply_goes_by_its_thread_its_writer_and_the_last_hou
         "INDEX ix_outbox_state_not_before (state=?)",  # those that are about to leave
         "INDEX ix_outbox_case_id (case_id=?)",
     }
+
+
+def test_a_start_looks_at_what_was_left_over_alone(tmp_path: Path) -> None:
+    def work(c: Connection) -> None:
+        cases.forget_leases(c, workers_like="host:")
+        outbox.recover(c, "shop", under_way={1}, now=NOW)
+
+    _, plans = _asked_by(tmp_path, work)
+    assert {step for step in plans if "SEARCH" in step or "SCAN" in step} == {
+        "SEARCH cases USING INDEX ix_cases_state_due (state=?)",
+        "SEARCH outbox USING INDEX ix_outbox_state_not_before (state=?)",
+    }
+
+
+def test_messages_that_came_before_are_found_by_what_they_are(tmp_path: Path) -> None:
+    """By Message-ID and content, an index for each: not by one of all that a mailbox ever received."""
+
+    def work(c: Connection) -> None:
+        making.read_case(c, making.store_case(c, 1, NOW), NOW)
+        new = [making.store_case(c, uid, NOW) for uid in (2, 3, 4)]
+        cases.claim(c, worker=making.WORKER, limit=10, lease=making.LEASE, max_attempts=3, now=NOW)
+        strangers = [cases.Understood(f"{n}" * 64, f"<m{n}@buyers.test>", f"b{n}@buyers.test", Kind.BUYER) for n in new]
+        batches.understand_many(
+            c, [batches.Asked(n, s, 24) for n, s in zip(new, strangers, strict=True)], worker=making.WORKER, now=NOW
+        )
+
+    _, plans = _asked_by(tmp_path, work)
+    assert not [step for step in plans if step.startswith("SCAN") or step.endswith("(mailbox=?)")]
+    by_what_it_is = {step.partition(" USING INDEX ")[2] for step in plans if "ix_cases_mailbox" in step}
+    assert by_what_it_is >= {
+        "ix_cases_mailbox_message_id (mailbox=? AND message_id=?)",
+        "ix_cases_mailbox_content_key (mailbox=? AND content_key=?)",
+    }
+    assert not [step for step in by_what_it_is if "content_key>" in step]
+
+
+def test_a_report_is_loaded_by_the_keys_of_its_orders(tmp_path: Path) -> None:
+    row = {"report": "orders", "as_of": NOW.isoformat(), "source": "report.txt", "buyer_addr": None}
+    _, plans = _asked_by(tmp_path, lambda c: orders.save(c, [(("amazon", f"204-{n}"), row) for n in range(3)]))
+    assert plans == ["SEARCH orders USING INDEX sqlite_autoindex_orders_1 (shop=? AND order_id=?)"]
 
 
 def test_a_round_of_upkeep_goes_by_what_is_open(tmp_path: Path) -> None:
