@@ -78,7 +78,7 @@ class PlainScorer:
             found = [*map(mul, map(log.__getitem__, bag.values()), map(idf.__getitem__, bag))]
             factor = weight * one / (math.hypot(*found) or 1.0)  # a block may hold nothing
             numbers.extend(bag)
-            values.extend(map(int, [value * factor for value in found]))
+            values.extend(map(int, [value * factor + 0.5 for value in found]))
         weights, width = self._linear.weights, len(self._linear.scale)
         rows = b"".join([weights[at : at + width] for at in [number * width for number in numbers]])
         return Evidence(self._decisions(rows, values), partial(self._strongest, numbers, rows, values))
