@@ -1,8 +1,10 @@
 """From raw words to comparable ones: width, case, accents, script, masks.
 
-Order ids, amounts, dates and plain numbers tell one order from another, never
-one wish from another, so each becomes one mask character. Standard library
-only: a labelling process imports this.
+Amounts, dates and plain numbers tell one order from another, never one wish
+from another, so each becomes one mask character. Ids of orders and parcels go
+altogether, with the words that announce them: whether somebody names an order
+depends on where they write from. Standard library only: a labelling process
+imports this.
 """
 
 from __future__ import annotations
@@ -18,12 +20,12 @@ MASKS = {
     "\ue000": "<number>",
     "\ue001": "<amount>",
     "\ue002": "<date>",
-    "\ue003": "<id>",
     "\ue004": "<link>",
     "\ue005": "<mail>",
     "\ue006": "<time>",
 }
-NUMBER, AMOUNT, DATE, ID, LINK, MAIL, TIME = MASKS
+NUMBER, AMOUNT, DATE, LINK, MAIL, TIME = MASKS
+_ID_MASK = "\ue003"  # stands for an id for as long as it takes to find what announces it
 
 #: Longest text that is looked at. The wish stands at the beginning or the end, so the middle is left out.
 MAX_CHARS = 6000
@@ -48,6 +50,25 @@ _NUMBER = re.compile(r"\d+(?:[.,']\d+)*")
 _LONG = re.compile(r"(?=(.)\1)(?:([^\W\d_])\2{2,}|([!?~.])\3+)")
 _SPACE = re.compile(r" [ \t\f\v]+|[\t\f\v][ \t\f\v]*")  # all but the single spaces, which stay as they are
 _DIGIT = re.compile(r"\d")
+#: An id with what announces it, as in "(Order: 113-…)", "numero de commande 404-…" or "订单号:113-…"; each repetition is bounded.
+_ANNOUNCED_ID = re.compile(
+    r"""
+    (?:[(\[【]\ ?)?
+    (?:
+        (?:
+            \b(?:(?:my|your|the|meine[rm]?|ma|votre|mi|su|mio)\ )?
+            (?:order|purchase|amazon|bestell\w{0,9}|auftrag\w{0,9}|kauf|commande|pedido|ordine|ref\w{0,9})\b
+            |ご?注文|订单|单号|受注|伝票
+        )
+        (?:[\ -]?(?:id|n[ro]?|num|number|numero|nummer|番号|号码|号|编号|ref\w{0,9})\b)?
+        |\b(?:n[ro]?|num|number|numero)\b[\ .°]{0,3}(?:de|di|of|der|dell)?[\ ']?(?:la\ |l'|el\ |the\ )?
+        (?:order|bestell\w{0,9}|commande|pedido|ordine)\b
+        |\b(?:id|n[ro]?|num|number|numero|nummer|ref\w{0,9})\b
+    )?
+    [\ .:#°]{0,4}\ue003(?:\ ?[)\]】])?
+    """,
+    re.VERBOSE,
+)
 _KANA = re.compile(r"[\u3041-\u30ff]")
 _APOSTROPHES = {"\u2019": "'", "\u2018": "'", "\u02bc": "'", "\u00b4": "'", "`": "'", "\u00ad": ""}
 _MARK = re.compile(r"[\u0300-\u036f]")
@@ -88,8 +109,10 @@ def normalize(text: str) -> str:
     if "http" in text or "www." in text:
         text = _LINK.sub(LINK, text)
     if _DIGIT.search(text):
-        for pattern, mask in ((_AMOUNT, AMOUNT), (_ID, ID), (_DATE, DATE), (_TIME, TIME), (_NUMBER, NUMBER)):
+        for pattern, mask in ((_AMOUNT, AMOUNT), (_ID, _ID_MASK), (_DATE, DATE), (_TIME, TIME), (_NUMBER, NUMBER)):
             text = pattern.sub(mask, text)
+        if _ID_MASK in text:
+            text = _ANNOUNCED_ID.sub(" ", text)
     return _SPACE.sub(" ", _LONG.sub(_shorter, text)).strip()
 
 

@@ -1,7 +1,7 @@
 """From a document to counted terms, in blocks that are weighted apart.
 
-Words carry what is said, character n-grams carry word stems, compounds and
-typing errors, and the whole of Japanese and Chinese, which write no spaces.
+Words carry what is said, character n-grams carry word stems, compounds,
+typing errors, and the words of Japanese and Chinese, which write no spaces.
 The subject is kept apart from the body because buyers pick it from a menu.
 Pairs are of beginnings of words that stand near each other, for label sets
 whose labels differ by what two words mean together. Phrases are so long that hardly two messages share one, but copies of each other.
@@ -23,9 +23,14 @@ from classifiers.document import Document
 from classifiers.normalize import has_cjk, is_cjk, normalize, runs
 
 #: Version of normalisation and analysis; a model made by another one is refused.
-ANALYSIS = 2
+ANALYSIS = 3
 
 _TOKEN = re.compile(r"[^\W_]+(?:'[^\W_]+)*|[\ue000-\ue006]|[?!]+|[\u2600-\u27bf\U0001f300-\U0001faff]")
+
+#: What mail programs put before the subject of an answer or of a mail that is passed on.
+_ANSWERS = re.compile(
+    r"(?:(?:re|aw|antw|antwort|sv|vs|r[ev]p?|rif|res|fwd?|wg|tr|i|enc|回复|答复|回覆|回信|转发|返信|転送)(?: ?\[[^\]]{0,6}\])? ?: ?)+"
+)
 
 #: n-gram lengths: of characters in words, of characters in unspaced script, of whole words.
 CHARS_MAX = 5
@@ -68,18 +73,20 @@ def tokens(normalized: str) -> list[str]:
 
 
 def word_terms(found: Iterable[str]) -> Bag:
-    """Words and pairs of neighbours; unspaced runs are left to the characters."""
+    """Words and pairs of neighbours; of unspaced script each character counts as a word.
+
+    A block is brought to length 1. Without the characters, a brand or an amount alone among them would weigh as much as all words of
+    another message.
+    """
     bag: Bag = {}
     previous = ""
     for token in found:
-        if is_cjk(token[0]):
-            previous = ""
-            continue
-        bag[token] = bag.get(token, 0) + 1
-        if previous:
-            pair = previous + " " + token
-            bag[pair] = bag.get(pair, 0) + 1
-        previous = token
+        for word in token if is_cjk(token[0]) else (token,):
+            bag[word] = bag.get(word, 0) + 1
+            if previous:
+                pair = previous + " " + word
+                bag[pair] = bag.get(pair, 0) + 1
+            previous = word
     return bag
 
 
@@ -141,8 +148,13 @@ class Texts(NamedTuple):
 
 def texts(document: Document) -> Texts:
     """What a document's terms are taken from."""
-    body, subject = normalize(document.text), normalize(document.subject)
+    body, subject = normalize(document.text), _without_answers(normalize(document.subject))
     return Texts(body, subject, tokens(body), tokens(subject))
+
+
+def _without_answers(subject: str) -> str:
+    marks = _ANSWERS.match(subject)
+    return subject[marks.end() :] if marks else subject
 
 
 def cue_terms(found: Texts, cues: Cues) -> Bag:

@@ -81,6 +81,36 @@ def by_scikit_learn(model: Model, documents: list[Document]) -> NDArray[np.float
     return expected
 
 
+#: How buyers name an order.
+NAMED = {
+    "de": "Bestellnummer 304-1234567-7654321",
+    "en": "Order number: 113-1234567-7654321",
+    "es": "Pedido 404-1234567-7654321",
+    "fr": "Commande n° 404-1234567-7654321",
+    "it": "Ordine 404-1234567-7654321",
+    "ja": "注文番号：250-1234567-7654321",
+    "zh": "订单号：113-1234567-7654321",
+}
+
+
+def test_naming_an_order_changes_no_label(model: Model) -> None:
+    plain = [e.document for e in dataset.starter_evaluation()]
+    named = [d._replace(text=f"{d.text}\n{NAMED[str(d.lang)[:2]]}") for d in plain]
+    for before, after in zip(model.predict_many(plain), model.predict_many(named), strict=True):
+        assert (after.label, after.sublabel, after.abstained) == (before.label, before.sublabel, before.abstained)
+
+
+@pytest.mark.parametrize("language", ["ja", "zh"])
+@pytest.mark.parametrize("word", ["iPhone", "DHL", "$59.99", "(Anker)"])
+def test_one_foreign_word_does_not_outweigh_a_message_of_unspaced_script(model: Model, language: str, word: str) -> None:
+    plain = [e.document for e in dataset.starter_evaluation() if str(e.document.lang).startswith(language)]
+    scored = zip(
+        model.predict_many(plain), model.predict_many([d._replace(text=f"{d.text} {word}") for d in plain]), strict=True
+    )
+    turned = [after for before, after in scored if not after.abstained and after.label != before.label]
+    assert len(turned) <= len(plain) // 50
+
+
 @pytest.mark.usefixtures("scorer")
 def test_a_phrase_is_words_in_a_row_or_characters_of_unspaced_script() -> None:
     assert phrase_terms(tokens("where is my cup ?! now i")) == {"where is my cup now": 1, "is my cup now i": 1}

@@ -8,18 +8,23 @@ from hypothesis import strategies as st
 
 from classifiers.document import Document
 from classifiers.normalize import MAX_CHARS, normalize, shown
-from classifiers.vectorize import REACH, char_terms, pair_terms, tokens, word_terms
+from classifiers.vectorize import REACH, char_terms, pair_terms, texts, tokens, word_terms
 from tests.growth import TOO_MUCH, growth
 
 
 @pytest.mark.parametrize(
     ("raw", "expected"),
     [
-        ("Order 113-2210984-5540012 cost $89.99", "order <id> cost <amount>"),
+        ("Order 113-2210984-5540012 cost $89.99", "cost <amount>"),
+        ("Inquiry (Order: 113-2210984-5540012)", "inquiry"),
+        ("Anfrage wegen Bestellnummer 304-1234567-7654321, danke", "anfrage wegen , danke"),
+        ("numéro de commande 404-1234567-7654321 merci", "merci"),
+        ("漏水了！订单号：113-2210984-5540012", "漏水了!"),
+        ("my order arrived, parcel 00340434161094042557 did not", "my order arrived, parcel did not"),
         ("am 12.03.2026 um 14:30, 3 Stück", "am <date> um <time>, <number> stuck"),
         ("ÉTÉ  ß", "ete ss"),
         ("我的訂單", "我的订单"),
-        ("注文番号 250-9034418-1187205", "注文番号 <id>"),
+        ("注文番号 250-9034418-1187205", ""),
         ("SOOOOO bad!!!!!", "soo bad!!"),
         ("see https://example.com/a?b and a.b@example.com", "see <link> and <mail>"),
         ("don’t", "don't"),
@@ -45,11 +50,18 @@ def test_the_end_of_a_long_text_is_kept() -> None:
     assert "last wish" in normalize("word " * MAX_CHARS + "last wish")
 
 
-def test_unspaced_script_becomes_characters_and_words_become_both() -> None:
+def test_each_character_of_unspaced_script_counts_as_a_word() -> None:
+    found = tokens("return した iphone")
+    assert set(word_terms(found)) == {"return", "し", "た", "iphone", "return し", "し た", "た iphone"}
     found = tokens("return したい iphone")
-    assert set(word_terms(found)) == {"return", "iphone"}
     assert {"した", "たい", " return"[:5], "したい"} <= set(char_terms(found))
     assert Document("x").subject == ""
+
+
+@pytest.mark.parametrize("prefix", ["Re: ", "AW: RE: ", "re [2]: ", "回复：", "Fwd: "])
+def test_an_answers_subject_is_that_of_the_first_mail(prefix: str) -> None:
+    assert texts(Document("", prefix + "Broken lamp")) == texts(Document("", "Broken lamp"))
+    assert texts(Document("", "Broken lamp " + prefix)) != texts(Document("", "Broken lamp"))
 
 
 def test_words_near_each_other_are_paired_by_their_beginnings_in_either_order() -> None:
