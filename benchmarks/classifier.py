@@ -34,6 +34,26 @@ DATA = Path(os.environ.get("POSTSALE_BENCHMARK_DATA", ROOT.parent / "shared" / "
 SEEDS = (1, 2, 3)
 
 
+def with_line(text: str) -> Callable[[Document], Document]:
+    """The message with one more line."""
+    return lambda document: document._replace(text=f"{document.text}\n{text}")
+
+
+#: What real mail holds besides the wish, and the evaluation messages mostly do not.
+ADDED: dict[str, Callable[[Document], Document]] = {
+    "with an order id": with_line("113-1234567-7654321"),
+    "with an amount": with_line("$59.99"),
+    "with a product's title": with_line("Garden lamp, solar, 2 pack, black"),
+    "with a carrier and a tracking number": with_line("DHL 00340434161094042557"),
+    "as an answer": lambda document: document._replace(subject=f"RE: {document.subject}"),
+    "with a menu's subject": lambda document: (
+        document
+        if document.subject
+        else document._replace(subject="Inquiry from Amazon customer Petra Lindner (Order: 113-1234567-7654321)")
+    ),
+}
+
+
 def judge(model: Model, examples: list[Example]) -> Evaluation:
     return evaluate(examples, model.predict_many([e.document for e in examples]))
 
@@ -58,6 +78,8 @@ def starter() -> None:
         print(f"    {language}: macro-F1 {value:.3f}, answered {figures.answered_per_language[language]}")
     for kind in sorted({k for e in fixed for k in e.kinds}):
         line(f"    {kind}", judge(model, [e for e in fixed if kind in e.kinds]))
+    for name, changed in ADDED.items():
+        line(f"    {name}", judge(model, [e._replace(document=changed(e.document)) for e in fixed]))
     trained = train([], starter=dataset.starter())
     line("starter corpus, leaving author batches out", evaluate(trained.examples, trained.out_of_fold))
 

@@ -57,13 +57,13 @@ _ANNOUNCED_ID = re.compile(
     (?:
         (?:
             \b(?:(?:my|your|the|meine[rm]?|ma|votre|mi|su|mio)\ )?
-            (?:order|purchase|amazon|bestell\w{0,9}|auftrag\w{0,9}|kauf|commande|pedido|ordine|ref\w{0,9})\b
+            (?:order|purchase|amazon|bestell\w{0,9}|auftrag\w{0,9}|kauf|commande|pedido|ordine|ref(?:eren[cz]\w{0,3})?)\b
             |ご?注文|订单|单号|受注|伝票
         )
-        (?:[\ -]?(?:id|n[ro]?|num|number|numero|nummer|番号|号码|号|编号|ref\w{0,9})\b)?
+        (?:[\ -]?(?:id|n[ro]?|num|number|numero|nummer|番号|号码|号|编号|ref(?:eren[cz]\w{0,3})?)\b)?
         |\b(?:n[ro]?|num|number|numero)\b[\ .°]{0,3}(?:de|di|of|der|dell)?[\ ']?(?:la\ |l'|el\ |the\ )?
         (?:order|bestell\w{0,9}|commande|pedido|ordine)\b
-        |\b(?:id|n[ro]?|num|number|numero|nummer|ref\w{0,9})\b
+        |\b(?:id|n[ro]?|num|number|numero|nummer|ref(?:eren[cz]\w{0,3})?)\b
     )?
     [\ .:#°]{0,4}\ue003(?:\ ?[)\]】])?
     """,

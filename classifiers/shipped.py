@@ -1,7 +1,7 @@
 """The model that comes with Postsale: where it lies, and how it is made.
 
 ``python -m classifiers.shipped`` trains it from the starter corpus and writes
-it into ``classifiers/starter/model``, the same bytes every time. It carries no
+it into ``classifiers/starter/model``, the exported form the same bytes every time. It carries no
 signature, since no operator has a key yet; the manifest holds the digests,
 and the digest of the corpus it was made from, which a test compares.
 """
