@@ -43,7 +43,7 @@ _SECTIONS = 5  # of the zlib stream: head, names of terms, their offsets and buc
 _LARGEST = 256_000_000  # no exported model unpacks to more bytes than this
 _TERMS = 8
 _WORDS = 4_096  # words whose n-grams are remembered
-_SHOWN = 4_096  # terms whose names are remembered
+_SHOWN = 1_024  # terms whose names are remembered
 #: How terms of a block are marked when they are shown to people.
 TERM_PREFIXES = {
     "subject_words": "subject: ",
