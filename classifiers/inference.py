@@ -29,7 +29,7 @@ from classifiers.errors import ModelRefused
 from classifiers.memo import Memo
 from classifiers.normalize import is_cjk, shown
 from classifiers.scoring import Bags, Evidence, Linear, PlainScorer
-from classifiers.vectorize import ANALYSIS, BLOCKS, Bag, Texts, cue_terms, ngrams, pair_terms, phrase_terms, texts, word_terms
+from classifiers.vectorize import ANALYSIS, BLOCKS, Bag, cue_terms, ngrams, pair_terms, phrase_terms, texts, word_terms
 from classifiers.vocabulary import UNKNOWN, Block, Packed, Vocabulary, arranged
 
 MAGIC = b"POSTSALE-MODEL-2\n"
@@ -136,7 +136,7 @@ class Model:
             counted["pairs"] = self._counted("pairs", pair_terms(found.body_tokens))
         if self._weight["phrases"]:
             counted["phrases"] = self._counted("phrases", phrase_terms(found.body_tokens))
-        familiar = familiarity(self._known_words(words, numbers, found), _known_pairs(words, numbers))
+        familiar = familiarity(*known_shares(words, [number != UNKNOWN for number in numbers]))
         return [(self._weight[block], bag) for block, bag in counted.items()], familiar
 
     def _counted(self, block: str, terms: Bag) -> dict[int, int]:
@@ -186,15 +186,6 @@ class Model:
             sums[top] += probability
         return sums
 
-    def _known_words(self, words: Bag, numbers: Sequence[int], found: Texts) -> float:
-        """Share of the body's words (of unspaced script: neighbouring pairs) that training knew; 1 of nothing."""
-        asked = [number for term, number in zip(words, numbers, strict=True) if term.isalpha()]
-        if not found.body.isascii():
-            unspaced = [token for token in found.body_tokens if is_cjk(token[0])]
-            pairs = {run[at : at + 2] for run in unspaced for at in range(len(run) - 1)}
-            asked += map(self._numbers["chars"].__getitem__, pairs)
-        return _share(asked)
-
     def _foreign(self, language: str | None) -> bool:
         """Whether the model was told of a language that it never learned."""
         known = self.head.languages
@@ -231,13 +222,24 @@ def _known(numbers: Iterable[int], counts: Iterable[int]) -> dict[int, int]:
     return bag
 
 
-def _known_pairs(words: Bag, numbers: Sequence[int]) -> float:
-    """Share of the body's pairs of neighbouring words that training knew; 1 of nothing."""
-    return _share([number for term, number in zip(words, numbers, strict=True) if " " in term])
+def known_shares(words: Iterable[str], known: Iterable[bool]) -> tuple[float, float]:
+    """The shares of words, and of pairs of neighbouring words, that training knew; 1 of nothing.
+
+    In unspaced script a pair of characters is as good as a word.
+    """
+    alone: list[bool] = []
+    pairs: list[bool] = []
+    for term, seen in zip(words, known, strict=True):
+        if term.isalpha():
+            if not is_cjk(term[0]):
+                alone.append(seen)
+        elif " " in term:
+            (alone if len(term) == 3 and is_cjk(term[0]) and is_cjk(term[2]) else pairs).append(seen)
+    return _share(alone), _share(pairs)
 
 
-def _share(numbers: Sequence[int]) -> float:
-    return (len(numbers) - numbers.count(UNKNOWN)) / len(numbers) if numbers else 1.0
+def _share(known: Sequence[bool]) -> float:
+    return sum(known) / len(known) if known else 1.0
 
 
 def familiarity(words: float, pairs: float) -> float:

@@ -15,7 +15,7 @@ import time
 import warnings
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -35,8 +35,8 @@ from classifiers.cues import Cues, Table, compile_table, read_table
 from classifiers.dataset import OPERATOR, STARTER, Example, Prepared, data_digest, folds, prepare, stable_number
 from classifiers.document import Document, Scored
 from classifiers.errors import DataRefused
-from classifiers.inference import NEVER, TERM_PREFIXES, Head, Model, familiarity, pack, unpack
-from classifiers.normalize import is_cjk, shown
+from classifiers.inference import NEVER, TERM_PREFIXES, Head, Model, familiarity, known_shares, pack, unpack
+from classifiers.normalize import shown
 from classifiers.vectorize import ANALYSIS, BLOCKS, Analysis, Bag, analyse
 
 Progress = Callable[[str, float], None]
@@ -389,7 +389,7 @@ def learn_corrections(examples: Sequence[Example], analyses: Sequence[Analysis],
     return alone._replace(
         coef=coef,
         decisions=np.vstack([decisions, alone.decisions]),
-        known=np.concatenate([[familiarity(*known_shares(a, seen)) for a in mine], alone.known]),
+        known=np.concatenate([[familiar_to(seen, a) for a in mine], alone.known]),
         why=why | {own + at: terms for at, terms in alone.why.items()},
     )
 
@@ -571,7 +571,7 @@ def out_of_fold(
         led = astray(labels[outside], material.classes, matrix[outside], decisions[outside], coef, names)
         why |= {int(outside[at]): terms for at, terms in led.items()}
         seen = seen_terms([analyses[int(i)] for i in inside], space.min_df)
-        known[outside] = [familiarity(*known_shares(analyses[int(i)], seen)) for i in outside]
+        known[outside] = [familiar_to(seen, analyses[int(i)]) for i in outside]
         progress("judging unseen messages", 0.15 + 0.6 * (done + 1) / len(numbers))
     return decisions, known, why
 
@@ -622,23 +622,17 @@ def learning_curve(material: Material, examples: Sequence[Example]) -> list[tupl
     return points
 
 
-def seen_terms(analyses: Sequence[Analysis], min_df: int) -> tuple[set[str], set[str]]:
-    """Words and character pairs that a model of these documents would know."""
-    found = []
-    for block in ("words", "chars"):
-        df: Counter[str] = Counter()
-        for analysis in analyses:
-            df.update(getattr(analysis, block).keys())
-        found.append({t for t, n in df.items() if n >= min_df})
-    return found[0], found[1]
+def seen_terms(analyses: Sequence[Analysis], min_df: int) -> set[str]:
+    """Words, and pairs of them, that a model of these documents would know."""
+    df: Counter[str] = Counter()
+    for analysis in analyses:
+        df.update(analysis.words.keys())
+    return {t for t, n in df.items() if n >= min_df}
 
 
-def known_shares(analysis: Analysis, seen: tuple[set[str], set[str]]) -> tuple[float, float]:
-    """The shares that ``Model`` makes ``familiarity`` of, for a model that does not exist yet."""
-    asked = [t in seen[0] for t in analysis.words if " " not in t and t.isalpha()]
-    asked += [t in seen[1] for t in analysis.chars if len(t) == 2 and is_cjk(t[0]) and is_cjk(t[1])]
-    pairs = [t in seen[0] for t in analysis.words if " " in t]
-    return (sum(asked) / len(asked) if asked else 1.0), (sum(pairs) / len(pairs) if pairs else 1.0)
+def familiar_to(seen: Set[str], analysis: Analysis) -> float:
+    """The ``familiarity`` of a document's words to a model, which may not exist yet, that knows these."""
+    return familiarity(*known_shares(analysis.words, [word in seen for word in analysis.words]))
 
 
 def fit_temperature(decisions: Floats, classes: Sequence[str], tops: Sequence[str], weights: Floats) -> float:
