@@ -144,7 +144,9 @@ def runs(token: str) -> list[str]:
 
 
 def shown(term: str) -> str:
-    """A term as people read it, with masks written out."""
+    """A term as people read it: masks written out, and no space between characters of unspaced script."""
     for mask, name in MASKS.items():
         term = term.replace(mask, name)
+    if len(term) == 3 and term[1] == " " and is_cjk(term[0]) and is_cjk(term[2]):
+        return term[0] + term[2]
     return term

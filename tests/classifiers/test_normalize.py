@@ -35,6 +35,10 @@ def test_masks_and_forms(raw: str, expected: str) -> None:
     assert shown(normalize(raw)) == expected
 
 
+def test_terms_are_shown_as_people_write_them() -> None:
+    assert [shown(term) for term in ("盖 子", "盖 a", "where is", "\ue001 or")] == ["盖子", "盖 a", "where is", "<amount> or"]
+
+
 @given(st.text(max_size=300))
 def test_normalising_is_total_and_bounded(text: str) -> None:
     assert len(normalize(text)) <= 20 * max(1, len(text))
