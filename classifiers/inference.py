@@ -208,7 +208,8 @@ class Model:
     def _show(self, number: int) -> tuple[str, str]:
         """A term without spaces around, and as people read it; a prefix tells where it stood."""
         block, term = self._vocabulary.term(number)
-        return term.strip(), TERM_PREFIXES.get(self.head.blocks[block][0], "") + shown(term)
+        name = shown(term)
+        return name.strip(), TERM_PREFIXES.get(self.head.blocks[block][0], "") + name
 
 
 def _known_ngrams(numbers: Block, token: str) -> bytes:
