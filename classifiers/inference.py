@@ -27,7 +27,7 @@ from classifiers.cues import Cues
 from classifiers.document import Document, Scored
 from classifiers.errors import ModelRefused
 from classifiers.memo import Memo
-from classifiers.normalize import is_cjk, shown
+from classifiers.normalize import is_cjk, is_unspaced_pair, shown
 from classifiers.scoring import Bags, Evidence, Linear, PlainScorer
 from classifiers.vectorize import ANALYSIS, BLOCKS, Bag, cue_terms, ngrams, pair_terms, phrase_terms, texts, word_terms
 from classifiers.vocabulary import UNKNOWN, Block, Packed, Vocabulary, arranged
@@ -235,7 +235,7 @@ def known_shares(words: Iterable[str], known: Iterable[bool]) -> tuple[float, fl
             if not is_cjk(term[0]):
                 alone.append(seen)
         elif " " in term:
-            (alone if len(term) == 3 and is_cjk(term[0]) and is_cjk(term[2]) else pairs).append(seen)
+            (alone if is_unspaced_pair(term) else pairs).append(seen)
     return _share(alone), _share(pairs)
 
 

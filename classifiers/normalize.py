@@ -90,7 +90,7 @@ def bounded(text: str) -> str:
 
 
 def normalize(text: str) -> str:
-    """Lower case, NFKC, no accents, simplified Chinese, masked numbers, ids, dates and links.
+    """Lower case, NFKC, no accents, simplified Chinese, masked numbers, dates and links, no ids.
 
     Line breaks stay, they end sentences. Text with kana keeps its characters,
     since the same code point may be a different word in Japanese.
@@ -131,6 +131,11 @@ def is_cjk(character: str) -> bool:
     return "\u3005" <= character <= "\u9fff" or "\uf900" <= character <= "\ufaff"
 
 
+def is_unspaced_pair(term: str) -> bool:
+    """Whether a pair of words is one of characters of unspaced script."""
+    return len(term) == 3 and term[1] == " " and is_cjk(term[0]) and is_cjk(term[2])
+
+
 def has_cjk(text: str) -> bool:
     """Whether any character of a text may be Japanese or Chinese."""
     return not text.isascii() and max(text) >= "\u3005"
@@ -147,6 +152,4 @@ def shown(term: str) -> str:
     """A term as people read it: masks written out, and no space between characters of unspaced script."""
     for mask, name in MASKS.items():
         term = term.replace(mask, name)
-    if len(term) == 3 and term[1] == " " and is_cjk(term[0]) and is_cjk(term[2]):
-        return term[0] + term[2]
-    return term
+    return term.replace(" ", "") if is_unspaced_pair(term) else term

@@ -96,15 +96,18 @@ def ngrams(token: str) -> Sequence[str]:
 
 
 def _cut(text: str, longest: int) -> Sequence[str]:
-    if len(text) == 1:
+    size = len(text)
+    if size == 1:
         return (text,)
-    return (_cuts if len(text) <= _USUAL else _cuts.__wrapped__)(len(text), longest)(text)
+    return (_usual_cuts if size <= _USUAL else _cuts)(size, longest)(text)
 
 
-@cache
 def _cuts(size: int, longest: int) -> Callable[[str], tuple[str, ...]]:
     """Takes all n-grams from a text of this size at once."""
     return itemgetter(*(slice(start, start + n) for n in range(1, min(longest, size) + 1) for start in range(size - n + 1)))
+
+
+_usual_cuts = cache(_cuts)
 
 
 def char_terms(found: Iterable[str]) -> Bag:
