@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import imaplib
 import os
 import pwd
 import random
@@ -339,9 +340,21 @@ class MailServers:
             lmtp.sendmail(sender, [address], raw)
 
     def imap(self, user: User) -> imapclient.IMAPClient:
-        """A logged-in client, for looking at what is in a mailbox. Use it as a context manager."""
+        """A logged-in client, for looking at what is in a mailbox. Use it as a context manager.
+
+        A connection that ends before its greeting is made anew, since nobody has spoken yet; RuntimeError, with the
+        end of Dovecot's log, when the third one does too.
+        """
         context = ssl.create_default_context(cafile=str(self.ca_file))
-        client = imapclient.IMAPClient(self.host, port=self.imaps_port, ssl=True, ssl_context=context, timeout=20)
+        for tries_left in (2, 1, 0):
+            try:
+                client = imapclient.IMAPClient(self.host, port=self.imaps_port, ssl=True, ssl_context=context, timeout=20)
+            except imaplib.IMAP4.abort as end:
+                if not tries_left:
+                    log = (self.folder / "d/dovecot.log").read_text(errors="replace")
+                    raise RuntimeError(f"{end}; Dovecot says: {log[-2000:]}") from end
+            else:
+                break
         client.login(user.address, user.password)
         return client
 

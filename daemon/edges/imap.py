@@ -20,6 +20,7 @@ import re
 import select
 import socket
 import ssl
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -524,17 +525,25 @@ class _Sockets:
 
     def __init__(self) -> None:
         self._live: list[socket.socket] = []
+        self._changing = threading.Lock()
 
     def add(self, sock: socket.socket) -> socket.socket:
-        self._live = [sock]
+        with self._changing:
+            self._live = [sock]
         return sock
 
+    def forget(self) -> None:
+        """Before the socket is closed: its descriptor may become that of some other connection at once."""
+        with self._changing:
+            self._live = []
+
     def shut(self) -> None:
-        live, self._live = self._live, []
-        for sock in live:
-            with contextlib.suppress(OSError):
-                # the descriptor itself: an SSLSocket's own shutdown would touch its TLS state from this thread
-                socket.socket.shutdown(sock, socket.SHUT_RDWR)
+        with self._changing:
+            for sock in self._live:
+                with contextlib.suppress(OSError):
+                    # the descriptor itself: an SSLSocket's own shutdown would touch its TLS state from this thread
+                    socket.socket.shutdown(sock, socket.SHUT_RDWR)
+            self._live = []
 
 
 class _Client(IMAPClient):  # type: ignore[misc] # the library carries no types
@@ -591,6 +600,10 @@ class _PlainConnection(IMAP4WithTimeout):  # type: ignore[misc] # as above
     def _create_socket(self, timeout: float | None = None) -> socket.socket:
         return self._sockets.add(_dial(self.host, self.port, timeout or self._timeout))
 
+    def shutdown(self) -> None:
+        self._sockets.forget()
+        super().shutdown()
+
 
 class _TlsConnection(IMAP4_TLS):  # type: ignore[misc] # as above
     def __init__(self, sockets: _Sockets, host: str, port: int, context: ssl.SSLContext, seconds: float) -> None:
@@ -603,3 +616,7 @@ class _TlsConnection(IMAP4_TLS):  # type: ignore[misc] # as above
         self._sockets.add(secured)
         secured.do_handshake()
         return secured
+
+    def shutdown(self) -> None:
+        self._sockets.forget()
+        super().shutdown()

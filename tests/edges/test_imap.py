@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, date, datetime, timedelta
@@ -337,6 +339,32 @@ async def test_abort_ends_a_hanging_call_at_once(server: FakeImap) -> None:
     await imap.close()
     assert time.monotonic() - began < 1
     server.fault.ended.set()
+
+
+async def test_a_socket_that_is_being_closed_is_nobody_elses_to_shut(server: FakeImap, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its descriptor may be another connection's by then."""
+    imap = imap_at(server.port)
+    await imap.open()
+    closing: list[socket.socket] = []
+    shut_too_late: list[socket.socket] = []
+    close, shutdown = socket.socket.close, socket.socket.shutdown
+
+    def close_amid_an_abort(sock: socket.socket) -> None:
+        if threading.current_thread().name.startswith("postsale-imap"):
+            closing.append(sock)
+            imap.abort()
+        close(sock)
+
+    def shutdown_seen(sock: socket.socket, how: int) -> None:
+        if sock in closing and sock.fileno() >= 0:
+            shut_too_late.append(sock)
+        shutdown(sock, how)
+
+    monkeypatch.setattr(socket.socket, "close", close_amid_an_abort)
+    monkeypatch.setattr(socket.socket, "shutdown", shutdown_seen)
+    await imap.close()
+    assert closing
+    assert not shut_too_late
 
 
 # --------------------------------------------------------------------------- odd servers

@@ -62,17 +62,27 @@ class Wire:
         self.sock = sock
         self.fault = fault
         self._buffer = b""
-
-    def reset(self) -> None:
-        with contextlib.suppress(OSError):
-            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.close()
+        self._lock = threading.Lock()
 
     def close(self) -> None:
+        """End the connection; safe from any thread.
+
+        The descriptor is the serving thread's to give back (:meth:`release`): given back under its hands, the number
+        becomes that of some other connection, which it would then read from or write to.
+        """
+        with self._lock, contextlib.suppress(OSError):
+            # not an SSLSocket's own shutdown, which touches its TLS state
+            socket.socket.shutdown(self.sock, socket.SHUT_RDWR)
+
+    def reset(self) -> None:
+        """End the connection with an RST, from the thread that serves it."""
         with contextlib.suppress(OSError):
-            if isinstance(self.sock, ssl.SSLSocket):
-                socket.socket.shutdown(self.sock, socket.SHUT_RDWR)
-        with contextlib.suppress(OSError):
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.release()
+
+    def release(self) -> None:
+        """Give the descriptor back, from the thread that serves the connection."""
+        with self._lock, contextlib.suppress(OSError):
             self.sock.close()
 
     def line(self) -> bytes:
@@ -197,12 +207,14 @@ class Server:
             pass
         finally:
             self._live.discard(wire)
-            wire.close()
+            wire.release()
 
     def start_tls(self, wire: Wire, context: ssl.SSLContext, *, step: str) -> None:
         """Turn a connection into a TLS one; a fault at that step spoils the handshake."""
         wire.answer(step, b"")
-        wire.sock = context.wrap_socket(wire.sock, server_side=True)
+        secured = context.wrap_socket(wire.sock, server_side=True, do_handshake_on_connect=False)
+        wire.sock = secured
+        secured.do_handshake()
 
     def close(self) -> None:
         self._closed = True

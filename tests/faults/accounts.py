@@ -60,19 +60,24 @@ class Tap:
         self.target = target
         self.said = bytearray()
         self._live: set[socket.socket] = set()
+        # a socket leaves the set before it is closed, so that nobody cuts the connection that gets its descriptor next
+        self._changing = threading.Lock()
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
         self.port: int = self._listener.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._accepting = threading.Thread(target=self._accept, daemon=True)
+        self._accepting.start()
 
     def cut(self) -> None:
         """Break every connection."""
-        for sock in list(self._live):
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
+        with self._changing:
+            for sock in self._live:
+                with contextlib.suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         with contextlib.suppress(OSError):  # wakes the thread that accepts
             self._listener.shutdown(socket.SHUT_RDWR)
+        self._accepting.join(10)
         self._listener.close()
         self.cut()
 
@@ -86,12 +91,14 @@ class Tap:
 
     def _join(self, client: socket.socket) -> None:
         with client, contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.target)) as server:
-            self._live |= {client, server}
+            with self._changing:
+                self._live |= {client, server}
             back = threading.Thread(target=self._pass, args=(server, client, None), daemon=True)
             back.start()
             self._pass(client, server, self.said)
             back.join()
-            self._live -= {client, server}
+            with self._changing:
+                self._live -= {client, server}
 
     def _pass(self, source: socket.socket, target: socket.socket, keep: bytearray | None) -> None:
         with contextlib.suppress(OSError):
