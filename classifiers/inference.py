@@ -32,7 +32,7 @@ from classifiers.scoring import Bags, Evidence, Linear, PlainScorer
 from classifiers.vectorize import ANALYSIS, BLOCKS, Bag, cue_terms, ngrams, pair_terms, phrase_terms, texts, word_terms
 from classifiers.vocabulary import UNKNOWN, Block, Packed, Vocabulary, arranged
 
-MAGIC = b"POSTSALE-MODEL-2\n"
+MAGIC = b"POSTSALE-MODEL-3\n"
 MODEL_FILE = "model.psm"
 MANIFEST_FILE = "manifest.json"
 SIGNATURE_FILE = "manifest.sig"
@@ -124,7 +124,7 @@ class Model:
         """The counted terms of a document, and the ``familiarity`` of its words."""
         found = texts(document)
         words = word_terms(found.body_tokens)
-        numbers = [*map(self._numbers["words"].__getitem__, words)]
+        numbers = self._numbers["words"].numbers(words)
         counted = {
             "words": _known(numbers, words.values()),
             "chars": self._counted_ngrams("chars", found.body_tokens),
@@ -141,7 +141,7 @@ class Model:
 
     def _counted(self, block: str, terms: Bag) -> dict[int, int]:
         """How often each known term occurs, by number."""
-        return _known(map(self._numbers[block].__getitem__, terms), terms.values())
+        return _known(self._numbers[block].numbers(terms), terms.values())
 
     def _counted_ngrams(self, block: str, tokens: Sequence[str]) -> dict[int, int]:
         """How often each known n-gram occurs in tokens, by number."""
@@ -214,7 +214,7 @@ class Model:
 
 def _known_ngrams(numbers: Block, token: str) -> bytes:
     """The numbers of a token's known n-grams, as an array's bytes, which are a quarter of a tuple of numbers."""
-    return array("I", [number for number in map(numbers.__getitem__, ngrams(token)) if number != UNKNOWN]).tobytes()
+    return array("I", [number for number in numbers.numbers(ngrams(token)) if number != UNKNOWN]).tobytes()
 
 
 def _known(numbers: Iterable[int], counts: Iterable[int]) -> dict[int, int]:
@@ -231,11 +231,10 @@ def known_shares(words: Iterable[str], known: Iterable[bool]) -> tuple[float, fl
     alone: list[bool] = []
     pairs: list[bool] = []
     for term, seen in zip(words, known, strict=True):
-        if term.isalpha():
-            if not is_cjk(term[0]):
-                alone.append(seen)
-        elif " " in term:
+        if " " in term:
             (alone if is_unspaced_pair(term) else pairs).append(seen)
+        elif term.isalpha() and not is_cjk(term):
+            alone.append(seen)
     return _share(alone), _share(pairs)
 
 
@@ -313,7 +312,7 @@ def sign(data: bytes, key: bytes) -> str:
     return hmac.new(key, data, hashlib.sha256).hexdigest()
 
 
-def pack(head: Head, terms: Sequence[str], idf: array[float], weights: bytes) -> bytes:
+def pack(head: Head, terms: Sequence[str], idf: array[int], weights: bytes) -> bytes:
     """A model as the bytes of its file. ``weights`` are rows of terms, 128 stands for zero."""
     width = len(head.classes)
     vocabulary, order = arranged([size for _, size, _ in head.blocks], terms)
@@ -322,7 +321,7 @@ def pack(head: Head, terms: Sequence[str], idf: array[float], weights: bytes) ->
         vocabulary.names,
         vocabulary.offsets.tobytes(),
         vocabulary.firsts.tobytes(),
-        array("f", [idf[at] for at in order]).tobytes(),
+        array("I", [idf[at] for at in order]).tobytes(),
     )
     sizes = b"".join(len(section).to_bytes(8, "little") for section in sections)
     packed = zlib.compress(sizes + b"".join(sections), 9)
@@ -366,7 +365,7 @@ def _assemble(body: bytes, weights: bytes) -> Model:
     )
     terms = [size for _, size, _ in head.blocks]
     vocabulary = Vocabulary(terms, Packed(names, array("I", offsets), array("I", firsts)))
-    frequencies = array("f", idf)
+    frequencies = array("I", idf)
     if len(frequencies) != sum(terms) or len(weights) != sum(terms) * len(head.classes) or len(head.scale) != len(head.classes):
         raise ValueError("its sections do not fit each other")
     return Model(head, vocabulary, Linear(head.scale, head.intercept, frequencies, weights))

@@ -70,6 +70,9 @@ _ANNOUNCED_ID = re.compile(
     re.VERBOSE,
 )
 _KANA = re.compile(r"[\u3041-\u30ff]")
+#: High bytes of UTF-16 units that lie before U+3000, and of those outside U+3400 to U+9FFF.
+_BEFORE_CJK = bytes(range(0x30))
+_NOT_HAN = bytes([*range(0x34), *range(0xA0, 0x100)])
 _APOSTROPHES = {"\u2019": "'", "\u2018": "'", "\u02bc": "'", "\u00b4": "'", "`": "'", "\u00ad": ""}
 _MARK = re.compile(r"[\u0300-\u036f]")
 
@@ -117,8 +120,15 @@ def normalize(text: str) -> str:
 
 
 def _has_han(text: str) -> bool:
-    # Not a regular expression: to compile one for so many characters takes longer than to read a message.
-    return max(text) >= "\u3400" and any("\u3400" <= c <= "\u9fff" for c in text)
+    return _holds(text, _NOT_HAN)
+
+
+def _holds(text: str, others: bytes) -> bool:
+    """Whether a character's UTF-16 unit begins with any byte but these.
+
+    Not a regular expression: to compile one for so many characters takes longer than to read a message.
+    """
+    return bool(text.encode("utf-16-be", "surrogatepass")[::2].translate(None, others))
 
 
 def _shorter(match: re.Match[str]) -> str:
@@ -126,24 +136,29 @@ def _shorter(match: re.Match[str]) -> str:
     return match.group(1) * 2
 
 
-def is_cjk(character: str) -> bool:
-    """Whether a character belongs to Japanese or Chinese, which put no spaces between words."""
-    return "\u3005" <= character <= "\u9fff" or "\uf900" <= character <= "\ufaff"
+def is_cjk(text: str) -> bool:
+    """Whether the first character belongs to Japanese or Chinese, which put no spaces between words."""
+    return "\u3005" <= text < "\ua000" or "\uf900" <= text < "\ufb00"
 
 
 def is_unspaced_pair(term: str) -> bool:
     """Whether a pair of words is one of characters of unspaced script."""
-    return len(term) == 3 and term[1] == " " and is_cjk(term[0]) and is_cjk(term[2])
+    return len(term) == 3 and is_cjk(term) and term[1] == " " and is_cjk(term[2])
 
 
 def has_cjk(text: str) -> bool:
     """Whether any character of a text may be Japanese or Chinese."""
-    return not text.isascii() and max(text) >= "\u3005"
+    return not text.isascii() and _holds(text, _BEFORE_CJK)
+
+
+def is_all_cjk(text: str) -> bool:
+    """Whether every character is one of the Japanese and Chinese ones below U+A000; False of nothing."""
+    return text != "" and min(text) >= "\u3005" and max(text) <= "\u9fff"
 
 
 def runs(token: str) -> list[str]:
     """A token cut where unspaced script begins or ends."""
-    if token.isascii() or (min(token) >= "\u3005" and max(token) <= "\u9fff"):
+    if token.isascii() or is_all_cjk(token):
         return [token]
     return ["".join(run) for _, run in groupby(token, is_cjk)]
 

@@ -3,8 +3,8 @@
 All classes of a term are added up at once: the bytes of a row of weights are
 spread over lanes of one big integer, which is then multiplied by the term's
 value as a fixed-point number. That is many times faster in plain Python than
-a loop over classes, and exact to some 2**-29 of a weight. Standard library
-only; ``scoring_arrays`` does the same with numpy.
+a loop over classes. Standard library only; ``scoring_arrays`` does the same
+with numpy.
 """
 
 from __future__ import annotations
@@ -22,9 +22,14 @@ from typing import NamedTuple
 Bags = Sequence[tuple[float, Mapping[int, int]]]
 
 ZERO = 128  # the byte that stands for a weight of zero
-_FRACTION = 29  # bits after the point of a term's value, which is at most 1: one digit of Python's integers
-#: Bytes of one class in the big integer. Values of a block have length 1, so those of 2**20 terms add up to 2**10 at most.
+#: Bits after the point of an inverse document frequency. Times the logarithm of how often a term occurs that is below 2**9: one digit
+#: of Python's integers.
+IDF_FRACTION = 21
+_LOG_FRACTION = 30  # the same of that logarithm
+#: Bytes of one class in the big integer. A text of 6,000 characters has 2**15 n-grams at most, and 1 + ln tf is never above tf, so all
+#: values add up to 2**15 times the largest inverse document frequency, which a million documents bring to 2**4.
 _LANE = 6
+_HALF = 1 << _LOG_FRACTION - 1
 _USUAL = 64  # occurrences in one document whose logarithm is remembered
 #: Terms that say so many times less than the strongest one are hardly ever among the strongest that are asked for.
 _FAR_LESS = 16
@@ -35,7 +40,7 @@ class Linear(NamedTuple):
 
     scale: Sequence[float]  # per class, of the weights
     intercept: Sequence[float]  # per class
-    idf: array[float]  # per term
+    idf: array[int]  # per term, times 2**IDF_FRACTION
     weights: bytes  # per term one byte for each class
 
 
@@ -50,14 +55,23 @@ class Evidence(NamedTuple):
     strongest: Callable[[int, int, int], list[tuple[int, float]]]
 
 
-class _Logs(dict[int, float]):
-    """Sublinear term frequency: 1 + ln tf."""
+class _Logs(dict[int, int]):
+    """Sublinear term frequency: 1 + ln tf, times 2**_LOG_FRACTION."""
 
-    def __missing__(self, tf: int) -> float:
-        value = math.log(tf) + 1.0
+    def __missing__(self, tf: int) -> int:
+        value = round((math.log(tf) + 1.0) * (1 << _LOG_FRACTION))
         if tf <= _USUAL:
             self[tf] = value
         return value
+
+
+class _Scored(NamedTuple):
+    """The terms of one block, their values, what brings these to the block's weight, and their rows of weights."""
+
+    numbers: list[int]
+    values: list[int]
+    factor: float
+    rows: bytes
 
 
 class PlainScorer:
@@ -71,40 +85,50 @@ class PlainScorer:
 
     def __call__(self, bags: Bags) -> Evidence:
         """Score a document: sublinear term frequency times idf, each block of length 1 times its weight."""
-        idf, log, one = self._linear.idf, self._log, 1 << _FRACTION
-        numbers: list[int] = []
-        values: list[int] = []
-        for weight, bag in bags:
-            found = [*map(mul, map(log.__getitem__, bag.values()), map(idf.__getitem__, bag))]
-            factor = weight * one / (math.hypot(*found) or 1.0)  # a block may hold nothing
-            numbers.extend(bag)
-            values.extend(map(int, [value * factor + 0.5 for value in found]))
-        weights, width = self._linear.weights, len(self._linear.scale)
-        rows = b"".join([weights[at : at + width] for at in [number * width for number in numbers]])
-        return Evidence(self._decisions(rows, values), partial(self._strongest, numbers, rows, values))
+        blocks = [self._scored(weight, bag) for weight, bag in bags if bag]
+        decisions = [*self._linear.intercept]
+        for block in blocks:
+            for at, each in enumerate(self._sums(block)):
+                decisions[at] += each
+        return Evidence(decisions, partial(self._strongest, blocks))
 
-    def _decisions(self, rows: bytes, values: list[int]) -> list[float]:
-        scale, intercept, one = self._linear.scale, self._linear.intercept, 1 << _FRACTION
+    def _scored(self, weight: float, bag: Mapping[int, int]) -> _Scored:
+        idf, log = self._linear.idf, self._log
+        values = [
+            each if tf == 1 else each * log[tf] + _HALF >> _LOG_FRACTION
+            for each, tf in zip(map(idf.__getitem__, bag), bag.values(), strict=True)
+        ]
+        weights, width = self._linear.weights, len(self._linear.scale)
+        rows = b"".join([weights[at : at + width] for at in [number * width for number in bag]])
+        return _Scored([*bag], values, weight / math.hypot(*values), rows)
+
+    def _sums(self, block: _Scored) -> list[float]:
+        """What a block adds to the score of each class."""
+        _, values, factor, rows = block
         lanes = bytearray(len(rows) * _LANE)
         lanes[_LANE - 1 :: _LANE] = rows
         total = sum(map(mul, map(int.from_bytes, chain.from_iterable(self._apart(lanes))), values))
+        scale = self._linear.scale
         sums = total.to_bytes(len(scale) * _LANE)
-        offset = ZERO * sum(values)
+        zero = ZERO * sum(values)
         return [
-            (int.from_bytes(sums[at : at + _LANE]) - offset) / one * each + bias
-            for at, each, bias in zip(range(0, len(sums), _LANE), scale, intercept, strict=True)
+            (int.from_bytes(sums[at : at + _LANE]) - zero) * each * factor
+            for at, each in zip(range(0, len(sums), _LANE), scale, strict=True)
         ]
 
-    def _strongest(
-        self, numbers: list[int], rows: bytes, values: list[int], one: int, other: int, n: int
-    ) -> list[tuple[int, float]]:
+    def _strongest(self, blocks: Sequence[_Scored], one: int, other: int, n: int) -> list[tuple[int, float]]:
         mine, others, width = self._scaled[one], self._scaled[other], len(self._scaled)
-        columns = zip(values, rows[one::width], rows[other::width], strict=True)
-        pulls = [value * (mine[weight] - others[beside]) for value, weight, beside in columns]
+        numbers: list[int] = []
+        pulls: list[float] = []
+        for block in blocks:
+            numbers += block.numbers
+            columns = zip(block.values, block.rows[one::width], block.rows[other::width], strict=True)
+            factor = block.factor
+            pulls += [value * factor * (mine[weight] - others[beside]) for value, weight, beside in columns]
         strength = [*map(abs, pulls)]
         least = max(strength, default=0.0) / _FAR_LESS
         order = [at for at, each in enumerate(strength) if each >= least]
         if len(order) < n:
             order = [*range(len(strength))]
         order.sort(key=strength.__getitem__, reverse=True)
-        return [(numbers[at], pulls[at] / (1 << _FRACTION)) for at in order[:n]]
+        return [(numbers[at], pulls[at]) for at in order[:n]]

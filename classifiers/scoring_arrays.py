@@ -17,7 +17,7 @@ class ArrayScorer:
     def __init__(self, linear: Linear) -> None:
         self._scale = np.array(linear.scale)
         self._intercept = np.array(linear.intercept)
-        self._idf = np.frombuffer(linear.idf, dtype=np.float32)
+        self._idf = np.frombuffer(linear.idf, dtype=np.uint32)
         self._weights = np.frombuffer(linear.weights, dtype=np.uint8).reshape(-1, len(linear.scale))
 
     def __call__(self, bags: Bags) -> Evidence:
@@ -29,7 +29,7 @@ class ArrayScorer:
         size = int(sizes.sum())
         numbers = np.fromiter(chain.from_iterable(bag for _, bag in used), np.intp, size)
         frequencies = np.fromiter(chain.from_iterable(bag.values() for _, bag in used), np.float64, size)
-        values = (np.log(frequencies) + 1.0) * self._idf[numbers]
+        values = (np.log(frequencies) + 1.0) * self._idf[numbers]  # what they are times of goes with the lengths
         lengths = np.sqrt(np.add.reduceat(values * values, sizes.cumsum() - sizes))
         values *= (np.array([weight for weight, _ in used]) / lengths).repeat(sizes)
         rows = self._weights[numbers]

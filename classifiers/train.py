@@ -37,6 +37,7 @@ from classifiers.document import Document, Scored
 from classifiers.errors import DataRefused
 from classifiers.inference import NEVER, TERM_PREFIXES, Head, Model, familiarity, known_shares, pack, unpack
 from classifiers.normalize import shown
+from classifiers.scoring import IDF_FRACTION
 from classifiers.vectorize import ANALYSIS, BLOCKS, Analysis, Bag, analyse
 
 Progress = Callable[[str, float], None]
@@ -152,7 +153,7 @@ class Space:
         """Take up a block with these terms, counted a row for each message; its part of the vectors of those."""
         transformer = TfidfTransformer(sublinear_tf=True)
         transformer.fit(counts)
-        transformer.idf_ = transformer.idf_.astype(np.float32).astype(np.float64)
+        transformer.idf_ = np.rint(np.ldexp(transformer.idf_, IDF_FRACTION)) / (1 << IDF_FRACTION)
         self.vocabulary[block] = {t: at for at, t in enumerate(terms)}
         self.transformers[block] = transformer
         return BLOCK_WEIGHTS[block] * transformer.transform(counts)
@@ -653,9 +654,7 @@ def softmax(scores: Floats) -> Floats:
     return result
 
 
-def export(
-    space: Space, classes: list[str], coef: Floats, intercept: Floats
-) -> tuple[Head, dict[str, Any], bytes, array[float]]:
+def export(space: Space, classes: list[str], coef: Floats, intercept: Floats) -> tuple[Head, dict[str, Any], bytes, array[int]]:
     """Weights in whole numbers, for the exported form and for scikit-learn alike, so that both say the same."""
     scale = 2.0 ** np.ceil(np.log2(np.maximum(np.abs(coef).max(axis=1), 1e-9) / 127.0))  # powers of two pack well
     whole = np.rint(coef / scale[:, None])
@@ -666,7 +665,8 @@ def export(
     if len(classes) == 2:
         machine.coef_, machine.intercept_ = machine.coef_[1:] - machine.coef_[:1], intercept[1:] - intercept[:1]
     rows = (whole.T + 128).astype(np.uint8).tobytes()
-    idf = array("f", np.concatenate([space.transformers[b].idf_ for b in space.vocabulary]).astype(np.float32).tobytes())
+    idf = np.concatenate([space.transformers[b].idf_ for b in space.vocabulary])
+    fixed = array("I", np.ldexp(idf, IDF_FRACTION).astype(np.uint32).tobytes())
     head = Head(
         version="",
         classes=tuple(classes),
@@ -685,7 +685,7 @@ def export(
         "tfidf": space.transformers,
         "vocabulary": {b: "\n".join(v) for b, v in space.vocabulary.items()},
     }
-    return head, estimator, rows, idf
+    return head, estimator, rows, fixed
 
 
 def fit_abstention(

@@ -14,7 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
-from itertools import groupby
+from itertools import chain, groupby, pairwise
 from operator import itemgetter
 from typing import NamedTuple
 
@@ -78,16 +78,13 @@ def word_terms(found: Iterable[str]) -> Bag:
     A block is brought to length 1. Without the characters, a brand or an amount alone among them would weigh as much as all words of
     another message.
     """
-    bag: Bag = {}
-    previous = ""
+    words: list[str] = []
     for token in found:
-        for word in token if is_cjk(token[0]) else (token,):
-            bag[word] = bag.get(word, 0) + 1
-            if previous:
-                pair = previous + " " + word
-                bag[pair] = bag.get(pair, 0) + 1
-            previous = word
-    return bag
+        if is_cjk(token[0]):
+            words += token
+        else:
+            words.append(token)
+    return Counter(chain(words, map(" ".join, pairwise(words))))
 
 
 def ngrams(token: str) -> Sequence[str]:

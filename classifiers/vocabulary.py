@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
-from typing import NamedTuple
+from typing import NamedTuple, cast
 from zlib import crc32
 
 #: The number of a term that a block does not hold.
@@ -49,31 +49,44 @@ def arranged(sizes: Sequence[int], terms: Sequence[str]) -> tuple[Packed, list[i
     ), order
 
 
-class Block(dict[str, int]):
-    """A term's number by the term, UNKNOWN where the block does not hold it. What was found first is remembered."""
+class Block:
+    """The numbers of a block's terms. What was found first is remembered."""
 
     def __init__(self, packed: Packed, base: int, buckets: int) -> None:
-        super().__init__()
-        self._names, self._offsets, self._firsts = packed
+        self._packed = packed
         self._base = base
         self._buckets = buckets
+        self._remembered: dict[str, int] = {}
 
     @classmethod
     def empty(cls) -> Block:
         """A block that holds nothing."""
         return cls(Packed(b"", array("I", [0]), array("I", [0, 0])), 0, 1)
 
-    def __missing__(self, term: str) -> int:
-        name, firsts = term.encode(), self._firsts
-        bucket = self._base + crc32(name) % self._buckets
-        number, end = firsts[bucket], firsts[bucket + 1]
-        while number < end:  # most buckets are empty, and a range would cost as much as all that went before
-            if self._names[self._offsets[number] : self._offsets[number + 1]] == name:
-                if len(self) < _REMEMBERED:
-                    self[term] = number
-                return number
-            number += 1
-        return UNKNOWN
+    def numbers(self, terms: Iterable[str]) -> list[int]:
+        """The number of each term, UNKNOWN where the block does not hold it."""
+        terms = [*terms]
+        found = [*map(self._remembered.get, terms)]
+        if None not in found:
+            return cast("list[int]", found)
+        names, offsets, firsts = self._packed
+        base, buckets, remembered = self._base, self._buckets, self._remembered
+        for at, (term, known) in enumerate(zip(terms, found, strict=True)):
+            if known is not None:
+                continue
+            name = term.encode()
+            bucket = base + crc32(name) % buckets
+            number, end = firsts[bucket], firsts[bucket + 1]
+            # most buckets are empty, and a range would cost as much as all that went before
+            while number < end and names[offsets[number] : offsets[number + 1]] != name:
+                number += 1
+            if number == end:
+                found[at] = UNKNOWN
+                continue
+            found[at] = number
+            if len(remembered) < _REMEMBERED:
+                remembered[term] = number
+        return cast("list[int]", found)
 
 
 class Vocabulary:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from classifiers.memo import Memo
-from classifiers.normalize import has_cjk, is_cjk, normalize, runs
+from classifiers.normalize import has_cjk, is_all_cjk, is_cjk, normalize, runs
 
 #: Concept patterns per language: language, concept, patterns.
 Table = dict[str, dict[str, list[str]]]
@@ -223,8 +223,11 @@ def _certain(pattern: _Pattern) -> str | None:
 
 def _units(clause: str, cjk: bool) -> list[str]:
     """Words with their elided articles apart; single characters of unspaced script, where there may be any."""
-    found = (_UNIT if "'" in clause else _UNIT_WITHOUT_APOSTROPHE).findall(clause)
-    return _characters_apart(found) if cjk else found
+    found: list[str] = (_UNIT if "'" in clause else _UNIT_WITHOUT_APOSTROPHE).findall(clause)
+    if not cjk:
+        return found
+    together = "".join(found)
+    return [*together] if is_all_cjk(together) else _characters_apart(found)
 
 
 def _characters_apart(words: list[str]) -> list[str]:

@@ -15,7 +15,8 @@ def test_every_term_has_a_number_that_leads_back_to_it() -> None:
     packed, order = arranged(sizes, WORDS + CHARS)
     vocabulary = Vocabulary(sizes, packed)
     for block, terms in ((0, WORDS), (2, CHARS)):
-        numbers = [vocabulary.blocks[block][term] for term in terms]
+        numbers = vocabulary.blocks[block].numbers(terms)
+        assert vocabulary.blocks[block].numbers(terms) == numbers, "and when they are remembered"
         assert [vocabulary.term(number) for number in numbers] == [(block, term) for term in terms]
         assert [(WORDS + CHARS)[order[number]] for number in numbers] == terms
 
@@ -24,9 +25,9 @@ def test_what_a_block_does_not_hold_has_no_number() -> None:
     sizes = [len(WORDS), 0, len(CHARS)]
     vocabulary = Vocabulary(sizes, arranged(sizes, WORDS + CHARS)[0])
     unknown = [*CHARS[:1], "word", "ord1", "word1\n", "\nword1", "word1\nword2", ""]
-    assert {vocabulary.blocks[0][term] for term in unknown} == {UNKNOWN}
-    assert {vocabulary.blocks[1][term] for term in WORDS + CHARS} == {UNKNOWN}
-    assert {vocabulary.blocks[2][term] for term in WORDS if term not in CHARS} == {UNKNOWN}
+    assert set(vocabulary.blocks[0].numbers(unknown)) == {UNKNOWN}
+    assert set(vocabulary.blocks[1].numbers(WORDS + CHARS)) == {UNKNOWN}
+    assert set(vocabulary.blocks[2].numbers(term for term in WORDS if term not in CHARS)) == {UNKNOWN}
 
 
 def test_sections_that_do_not_fit_are_refused() -> None:
