@@ -2,10 +2,11 @@
 
 aiosmtplib raises the same error for a connection that was lost before DATA
 and for one that was lost after the last byte. So the steps are driven here:
-MAIL, RCPT and DATA as commands, then, once the caller has committed that body
-bytes may leave, the body through the library's protocol object (its private
-parts: the version is pinned and a contract test watches it). A connection is
-used again only after a complete, unsurprising conversation.
+MAIL, RCPT and DATA as commands, at one go where the server offers that
+(RFC 2920), then, once the caller has committed that body bytes may leave, the
+body through the library's protocol object (its private parts: the version is
+pinned and a contract test watches it). A connection is used again only after a
+complete, unsurprising conversation.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 import aiosmtplib
-from aiosmtplib.protocol import PERIOD_REGEX, SMTPProtocol, normalize_message_line_endings
+from aiosmtplib.protocol import MAX_RESPONSE_LENGTH, PERIOD_REGEX, SMTPProtocol, normalize_message_line_endings
 
+from daemon import log
 from daemon.config import SmtpConfig, TlsMode
 from daemon.edges.errors import AccountTrouble, SignInRefused, TlsTrouble, is_tls_trouble, tls_problem
 from daemon.errors import Permanent, PostsaleError, Transient
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 
 #: A kept connection that was not used for this long is closed; servers end idle ones after a minute or more.
 KEEP_SECONDS = 30.0
+
+_logger = log.get(__name__)
 
 _ADDRESS = re.compile(r"^[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]{1,64}@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+\Z")
 
@@ -44,6 +48,10 @@ class Phase(StrEnum):
     DATA = "data"  # asked for, not granted
     BODY = "body"  # granted: from here on bytes leave
     ACCEPTED = "accepted"
+
+
+#: Answers that let a conversation go on; 250 at all other steps.
+_WELCOME = {Phase.RCPT: (250, 251), Phase.DATA: (354,)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +106,7 @@ class Smtp:
         self._signing_in = asyncio.Lock()
         self._refused: AccountTrouble | None = None  # the last sign-in's failure, for those who waited for it
         self._sign_ins = 0
+        self._one_by_one = False  # commands that went together were not all answered: not tried again
 
     async def send(
         self, envelope_from: str, recipient: str, mime: bytes, *, on_granted: Callable[[], Awaitable[None]]
@@ -243,7 +252,8 @@ class Smtp:
             if not client.supports_extension("8bitmime"):
                 raise Refused(Phase.MAIL, 554, "the server takes no 8-bit mail")
             options.append(b"BODY=8BITMIME")
-        await self._commands(
+        together = client.supports_extension("pipelining") and not self._one_by_one
+        await (self._together if together else self._commands)(
             client,
             (Phase.MAIL, b" ".join([b"MAIL", f"FROM:<{envelope_from}>".encode(), *options])),
             (Phase.RCPT, f"RCPT TO:<{recipient}>".encode()),
@@ -264,22 +274,38 @@ class Smtp:
         except TimeoutError as error:
             raise Deferred(phase, None, "the server takes too long") from error
 
+    async def _together(self, client: aiosmtplib.SMTP, *commands: tuple[Phase, bytes]) -> None:
+        """As _commands, all in one write. A server that granted DATA although it refused before gets no byte of the message."""
+        phases = [phase for phase, _ in commands]
+        protocol = client.protocol
+        if protocol is None or protocol.transport is None or protocol._command_lock is None or protocol._buffer:
+            raise Deferred(phases[0], None, "connection lost, or the server is out of step")
+        answers = _Answers(protocol, len(commands))
+        problem: Exception | None = None
+        try:
+            async with protocol._command_lock, asyncio.timeout(len(commands) * self._server.timeout_seconds):
+                await answers.to(b"".join(line + b"\r\n" for _, line in commands))
+        except (aiosmtplib.SMTPException, OSError, TimeoutError, ValueError) as error:
+            problem = error
+        for phase, response in zip(phases, answers.received, strict=False):
+            _check(phase, response)
+        if problem is not None and len(answers.received) < len(phases):
+            if not self._one_by_one:
+                _logger.info("smtp.one_by_one", host=self._server.host, problem=_one_line(problem))
+            self._one_by_one = True
+            reply = "the server takes too long" if isinstance(problem, TimeoutError) else _one_line(problem)
+            raise Deferred(phases[len(answers.received)], None, reply) from problem
+
     async def _command(self, client: aiosmtplib.SMTP, phase: Phase, line: bytes) -> None:
         if client.protocol is None or client.protocol._buffer:
             raise Deferred(phase, None, "the server is out of step")
-        expected = {Phase.DATA: (354,), Phase.RCPT: (250, 251)}.get(phase, (250,))
         try:
             response = await client.execute_command(line, timeout=None)
         except aiosmtplib.SMTPResponseException as error:  # an answer that is none
             raise Deferred(phase, None, _one_line(error.message)) from error
         except (aiosmtplib.SMTPException, OSError, TimeoutError, ValueError) as error:
             raise Deferred(phase, None, _one_line(error)) from error
-        if response.code in expected:
-            return
-        reply = _one_line(response.message)
-        if 500 <= response.code < 600:
-            raise Refused(phase, response.code, reply)
-        raise Deferred(phase, response.code, reply)
+        _check(phase, response)
 
     async def _body(self, protocol: SMTPProtocol, mime: bytes) -> Accepted:
         """Write the message and wait for the server's word; whatever goes wrong from here on leaves its fate open."""
@@ -307,6 +333,71 @@ class Smtp:
         if 500 <= response.code < 600:
             raise Refused(Phase.BODY, response.code, reply)
         raise Lost(f"an answer to the message that means nothing: {response.code}")
+
+
+def _check(phase: Phase, response: aiosmtplib.SMTPResponse) -> None:
+    """Raise what an answer before the message means for the mail, unless it is the one that was wanted."""
+    if response.code in _WELCOME.get(phase, (250,)):
+        return
+    reply = _one_line(response.message)
+    if 500 <= response.code < 600:
+        raise Refused(phase, response.code, reply)
+    raise Deferred(phase, response.code, reply)
+
+
+class _Answers(asyncio.Protocol):
+    """Takes the answers to several commands that go out together, in the place of the library's protocol, which drops all but one."""
+
+    def __init__(self, protocol: SMTPProtocol, count: int) -> None:
+        self.received: list[aiosmtplib.SMTPResponse] = []
+        self._protocol = protocol
+        self._count = count
+        self._all: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def to(self, commands: bytes) -> None:
+        """Write the commands and wait for all answers; what was received so far stays when that fails."""
+        transport = self._protocol.transport
+        assert isinstance(transport, asyncio.Transport)
+        transport.set_protocol(self)
+        try:
+            self._protocol.write(commands)
+            await self._all
+        finally:
+            transport.set_protocol(self._protocol)
+
+    def data_received(self, data: bytes) -> None:
+        buffer = self._protocol._buffer  # what nobody asked for is left there, where it is found before the next step
+        buffer.extend(data)
+        if self._all.done():
+            return
+        try:
+            if len(buffer) > MAX_RESPONSE_LENGTH:
+                raise aiosmtplib.SMTPResponseException(500, "an answer that does not end")
+            while len(self.received) < self._count and (response := self._protocol._read_response_from_buffer()) is not None:
+                self.received.append(response)
+        except aiosmtplib.SMTPResponseException as error:
+            self._all.set_exception(error)
+        else:
+            if len(self.received) == self._count:
+                self._all.set_result(None)
+
+    def eof_received(self) -> bool:
+        self._end("the server closed the connection")
+        return self._protocol.eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end(f"connection lost: {exc or 'closed'}")
+        self._protocol.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        self._protocol.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._protocol.resume_writing()
+
+    def _end(self, why: str) -> None:
+        if not self._all.done():
+            self._all.set_exception(aiosmtplib.SMTPServerDisconnected(why))
 
 
 async def _quit(client: aiosmtplib.SMTP) -> None:

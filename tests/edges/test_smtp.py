@@ -17,15 +17,23 @@ from daemon.edges.errors import AccountTrouble, SignInRefused, TlsTrouble
 from daemon.edges.smtp import Accepted, Deferred, Lost, Phase, Refused, Smtp
 from daemon.errors import Transient
 from tests.edges.accounts import Login, real_smtp, server_context, smtp_at
-from tests.fakes.faults import Fault, Kind
+from tests.fakes.faults import Fault, Kind, Wire
 from tests.fakes.smtp import KINDS, STEPS, FakeSmtp
 from tests.servers import MailServers, User, make_certificates
 
 MAIL = b"From: a@b.test\r\nTo: c@d.test\r\nSubject: x\r\nMessage-ID: <1@b.test>\r\n\r\n.dot\r\nfrom here\r\n..two\r\n"
 
 
+@pytest.fixture(params=[True, False], ids=["together", "one by one"])
+def server(request: pytest.FixtureRequest) -> Iterator[FakeSmtp]:
+    server = FakeSmtp()
+    server.pipelining = request.param
+    yield server
+    server.close()
+
+
 @pytest.fixture
-def server() -> Iterator[FakeSmtp]:
+def pipelining() -> Iterator[FakeSmtp]:
     server = FakeSmtp()
     yield server
     server.close()
@@ -181,9 +189,124 @@ async def test_an_answer_nobody_asked_for_is_not_taken_for_one(server: FakeSmtp)
     smtp = smtp_at(server.port)
     with pytest.raises(Deferred) as put_off:
         await send(smtp)
-    assert put_off.value.phase is Phase.RCPT
+    assert put_off.value.phase is (Phase.DATA if server.pipelining else Phase.RCPT)
     await send(smtp)
     assert len(server.taken) == 1
+    await smtp.close()
+
+
+# --------------------------------------------------------------------------- commands that go together (RFC 2920)
+
+
+def scripted(server: FakeSmtp, *answers: bytes) -> list[bytes]:
+    """Have the server give these answers, each a segment of its own, to the next commands after EHLO; what came after those."""
+    after: list[bytes] = []
+    left = list(answers)
+
+    def converse(wire: Wire) -> None:
+        if not left:
+            FakeSmtp.converse(server, wire)
+            return
+        wire.send(b"220 fake ESMTP\r\n")
+        wire.line()
+        wire.send(b"250-fake\r\n250 PIPELINING\r\n")
+        for _ in range(3):
+            wire.line()
+        while left:
+            wire.send(left.pop(0))
+        while True:
+            after.append(wire.line())
+
+    server.converse = converse  # type: ignore[method-assign]
+    return after
+
+
+@pytest.fixture
+def segments(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """What servers read at a time."""
+    read: list[bytes] = []
+    more = Wire._more
+
+    def seen(wire: Wire) -> None:
+        before = len(wire._buffer)
+        more(wire)
+        read.append(wire._buffer[before:])
+
+    monkeypatch.setattr(Wire, "_more", seen)
+    return read
+
+
+async def test_the_envelope_is_one_segment_where_the_server_can_take_it(server: FakeSmtp, segments: list[bytes]) -> None:
+    smtp = smtp_at(server.port)
+    await send(smtp)
+    [envelope] = [part for part in segments if part.startswith(b"MAIL")]
+    assert envelope.endswith(b"DATA\r\n") == server.pipelining
+    await smtp.close()
+
+
+@pytest.mark.parametrize(
+    ("answers", "phase", "code"),
+    [
+        ((b"451 4.3.0 later\r\n", b"503 5.5.1 MAIL first\r\n", b"503 5.5.1 RCPT first\r\n"), Phase.MAIL, 451),
+        ((b"250 ok\r\n", b"550 5.1.1 no such user\r\n", b"554 5.5.1 no valid recipients\r\n"), Phase.RCPT, 550),
+        ((b"250 ok\r\n", b"550-5.1.1 no\r\n", b"550 5.1.1 such user\r\n354 go on\r\n"), Phase.RCPT, 550),
+        ((b"250 ok\r\n250 ok\r\n451 4.3.0 later\r\n",), Phase.DATA, 451),
+        ((b"250 ok\r\n25", b"0 ok\r\n", b"554 5.7.1 no\r\n"), Phase.DATA, 554),
+    ],
+)
+async def test_the_first_refusal_of_several_counts_and_no_byte_of_the_message_leaves(
+    pipelining: FakeSmtp, answers: tuple[bytes, ...], phase: Phase, code: int
+) -> None:
+    after = scripted(pipelining, *answers)
+    smtp = smtp_at(pipelining.port)
+    granted = Granted()
+    with pytest.raises((Deferred, Refused)) as failed:
+        await send(smtp, granted)
+    assert (failed.value.phase, failed.value.code) == (phase, code)
+    assert granted.count == 0
+    await send(smtp)
+    assert pipelining.connections == 2
+    assert after == []
+    await smtp.close()
+
+
+async def test_an_answer_too_many_keeps_the_message_back(pipelining: FakeSmtp) -> None:
+    after = scripted(pipelining, b"250 ok\r\n250 ok\r\n354 go on\r\n250 queued\r\n")
+    smtp = smtp_at(pipelining.port)
+    with pytest.raises(Deferred, match="out of step"):
+        await send(smtp)
+    assert after == []
+    await smtp.close()
+
+
+async def test_a_server_that_cannot_do_what_it_offers_is_asked_one_by_one_from_then_on(
+    pipelining: FakeSmtp, segments: list[bytes]
+) -> None:
+    pipelining.fault = Fault("rcpt", Kind.STALL)
+    smtp = smtp_at(pipelining.port, timeout_seconds=0.1)
+    with pytest.raises(Deferred) as put_off:
+        await send(smtp)
+    assert put_off.value.phase is Phase.RCPT
+    pipelining.fault.ended.set()
+    pipelining.fault = None
+    segments.clear()
+    for _ in range(2):
+        await send(smtp)
+    assert [part.count(b"\r\n") for part in segments if part.startswith(b"MAIL")] == [1, 1]
+    assert len(pipelining.taken) == 2
+    await smtp.close()
+
+
+async def test_a_refusal_before_the_connection_ends_is_the_answer(pipelining: FakeSmtp, segments: list[bytes]) -> None:
+    pipelining.fault = Fault("data", Kind.R421)
+    smtp = smtp_at(pipelining.port)
+    with pytest.raises(Deferred) as put_off:
+        await send(smtp)
+    assert (put_off.value.phase, put_off.value.code) == (Phase.DATA, 421)
+    pipelining.fault = None
+    segments.clear()
+    await send(smtp)
+    assert any(part.startswith(b"MAIL") and part.endswith(b"DATA\r\n") for part in segments), "and no reason to go slow"
     await smtp.close()
 
 
@@ -320,5 +443,6 @@ def test_the_library_is_still_what_the_edge_was_written_for() -> None:
     for name in ("_command_lock", "_response_pending", "_buffer", "_drain_helper"):
         assert f"self.{name}" in protocol or f"def {name}" in inspect.getsource(aiosmtplib.protocol)
     assert "self._response_pending = True" in inspect.getsource(SMTPProtocol.execute_data_command)
+    assert list(inspect.signature(SMTPProtocol._read_response_from_buffer).parameters) == ["self"]
     assert list(inspect.signature(SMTPProtocol.read_response).parameters) == ["self", "timeout"]
     assert hasattr(aiosmtplib.SMTP, "_ehlo_or_helo_if_needed")

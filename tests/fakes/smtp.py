@@ -69,6 +69,7 @@ class FakeSmtp(Server):
         self.auth_answer: bytes | None = None
         self.refused = 0
         self.offer_starttls = offer_starttls
+        self.pipelining = True
         self.after_starttls = b""  # put into the same segment as the answer to STARTTLS, still in the clear
         self._context = context
         self._tls = tls
@@ -100,7 +101,7 @@ class FakeSmtp(Server):
             self.commands.append(line)
             self._step(verb.decode("ascii", "replace").lower())
             if verb in {b"EHLO", b"HELO"}:
-                extensions = [b"fake", b"SIZE 50000000", b"8BITMIME"]
+                extensions = [b"fake", b"SIZE 50000000", b"8BITMIME", *([b"PIPELINING"] if self.pipelining else [])]
                 if self.password is not None or self.token is not None:
                     extensions.append(b"AUTH " + self.mechanisms.encode())
                 if self._tls == "starttls" and self.offer_starttls and not secure:
