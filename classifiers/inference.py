@@ -1,10 +1,9 @@
 """Labels documents with an exported model; needs neither scikit-learn nor numpy.
 
-An exported model is one file: ``MAGIC``, the version of the analysis, the
-length of one zlib stream, that stream with a JSON head, the vocabulary and the
-inverse document frequencies, and the weights as they are, since to unpack them
-would take longer than all the rest. Weights are whole numbers of one byte with
-one scale per class.
+An exported model is one file: ``MAGIC``, the version of the analysis, and sections behind their
+lengths: a JSON head, the vocabulary, the inverse document frequencies and the weights. Nothing is
+packed, since to unpack it would take longer than all the rest of a start. Weights are whole
+numbers of one byte with one scale per class.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ import hmac
 import json
 import math
 import sys
-import zlib
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -39,8 +37,7 @@ SIGNATURE_FILE = "manifest.sig"
 LIVE_FILE = "live"
 VERSIONS = "versions"
 
-_SECTIONS = 5  # of the zlib stream: head, names of terms, their offsets and buckets, inverse document frequencies
-_LARGEST = 256_000_000  # no exported model unpacks to more bytes than this
+_SECTIONS = 6  # head, names of terms, their offsets and buckets, inverse document frequencies, weights
 _TERMS = 8
 _WORDS = 4_096  # words whose n-grams are remembered
 _SHOWN = 1_024  # terms whose names are remembered
@@ -322,11 +319,10 @@ def pack(head: Head, terms: Sequence[str], idf: array[int], weights: bytes) -> b
         vocabulary.offsets.tobytes(),
         vocabulary.firsts.tobytes(),
         array("I", [idf[at] for at in order]).tobytes(),
+        b"".join([weights[at * width : (at + 1) * width] for at in order]),
     )
     sizes = b"".join(len(section).to_bytes(8, "little") for section in sections)
-    packed = zlib.compress(sizes + b"".join(sections), 9)
-    rows = b"".join([weights[at * width : (at + 1) * width] for at in order])
-    return MAGIC + ANALYSIS.to_bytes(2, "little") + len(packed).to_bytes(8, "little") + packed + rows
+    return MAGIC + ANALYSIS.to_bytes(2, "little") + sizes + b"".join(sections)
 
 
 def unpack(data: bytes, name: str) -> Model:
@@ -336,25 +332,18 @@ def unpack(data: bytes, name: str) -> Model:
         raise ModelRefused(f"{name}: is not a model of this version of Postsale; train again")
     if int.from_bytes(data[start : start + 2], "little") != ANALYSIS:
         raise ModelRefused(f"{name}: was made by a version that reads text differently; train again")
-    start += 10
-    end = start + int.from_bytes(data[start - 8 : start], "little")
     try:
-        opened = zlib.decompressobj()
-        body = opened.decompress(data[start:end], _LARGEST)
-        if opened.unconsumed_tail or not opened.eof:
-            raise ModelRefused(f"{name}: is too large or truncated")
-        return _assemble(body, data[end:])
-    except (zlib.error, ValueError, KeyError, TypeError, IndexError) as error:
+        return _assemble(data, start + 2)
+    except (ValueError, KeyError, TypeError, IndexError) as error:
         raise ModelRefused(f"{name}: cannot be understood: {error}") from error
 
 
-def _assemble(body: bytes, weights: bytes) -> Model:
-    heading = 8 * _SECTIONS
-    sizes = [int.from_bytes(body[at : at + 8], "little") for at in range(0, heading, 8)]
-    if heading + sum(sizes) != len(body):
-        raise ValueError("its sections do not add up")
-    ends = [*accumulate(sizes, initial=heading)]
-    raw, names, offsets, firsts, idf = (body[begin:end] for begin, end in pairwise(ends))
+def _assemble(data: bytes, start: int) -> Model:
+    heading = start + 8 * _SECTIONS
+    sizes = [int.from_bytes(data[at : at + 8], "little") for at in range(start, heading, 8)]
+    if heading + sum(sizes) != len(data):
+        raise ValueError("its sections do not add up; it is damaged or truncated")
+    raw, names, offsets, firsts, idf, weights = (data[begin:end] for begin, end in pairwise(accumulate(sizes, initial=heading)))
     fields = json.loads(raw)
     head = Head(
         **{
