@@ -15,7 +15,7 @@ import time
 import warnings
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ import numpy as np
 import scipy
 import scipy.sparse as sp
 import sklearn
+from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from scipy.cluster.hierarchy import fcluster, ward
 from scipy.optimize import minimize_scalar
@@ -61,6 +62,8 @@ DISTINCT_FROM = 2000
 PAIRS_FROM = 2000
 #: A pair counts from so many messages on.
 PAIRS_MIN_DF = 2
+#: So many messages are worth several processes; with fewer it takes longer to start them.
+AT_ONCE_FROM = 3_000
 REGULARISATION = 1.0
 #: Where a machine stops to look for a better fit: a fifth faster than scikit-learn's own limit, and the figures are the same.
 TOLERANCE = 0.01
@@ -305,9 +308,9 @@ def learn(
     tops = [e.top for e in examples]
     temperature = fit_temperature(decisions, material.classes, tops, material.weights[: len(examples)])
     progress("final model", 0.8)
+    points = learning_curve(material, examples)  # other processes work on it meanwhile
     coef, intercept = fit_linear(material)
-    curve = learning_curve(material, examples)
-    return Learned(space, [*material.classes], coef, intercept, temperature, decisions, known, why, curve)
+    return Learned(space, [*material.classes], coef, intercept, temperature, decisions, known, why, [*points])
 
 
 def gathered(examples: Sequence[Example], analyses: Sequence[Analysis]) -> tuple[Space, Material]:
@@ -557,24 +560,38 @@ def out_of_fold(
 
     Also the terms that led astray where the label came out wrong. Names of labels, which come after the messages, are in no fold.
     """
-    matrix, labels = material.matrix, material.labels
-    fold, rest = np.array(folds(examples)), np.arange(len(examples), len(labels))
+    fold, rest = np.array(folds(examples)), np.arange(len(examples), len(material.labels))
     names = term_names(space)
     why: dict[int, tuple[tuple[str, float], ...]] = {}
     decisions, known = np.zeros((len(examples), len(material.classes))), np.ones(len(examples))
     numbers = sorted(set(fold))
     if len(numbers) < 2:
         fold, numbers = np.arange(len(examples)) % 2, [0, 1]
-    for done, number in enumerate(numbers):
-        inside, outside = np.concatenate([np.flatnonzero(fold != number), rest]), np.flatnonzero(fold == number)
-        coef, intercept = fit_linear(material.part(inside))
-        decisions[outside] = matrix[outside] @ coef.T + intercept
-        led = astray(labels[outside], material.classes, matrix[outside], decisions[outside], coef, names)
+    sides = [(np.concatenate([np.flatnonzero(fold != number), rest]), np.flatnonzero(fold == number)) for number in numbers]
+    found = side_by_side(len(examples), (delayed(judge_apart)(material, inside, outside, names) for inside, outside in sides))
+    for done, ((inside, outside), (scores, led)) in enumerate(zip(sides, found, strict=True), 1):
+        decisions[outside] = scores
         why |= {int(outside[at]): terms for at, terms in led.items()}
         seen = seen_terms([analyses[int(i)] for i in inside], space.min_df)
         known[outside] = [familiar_to(seen, analyses[int(i)]) for i in outside]
-        progress("judging unseen messages", 0.15 + 0.6 * (done + 1) / len(numbers))
+        progress("judging unseen messages", 0.15 + 0.6 * done / len(numbers))
     return decisions, known, why
+
+
+def side_by_side(messages: int, work: Iterable[Any]) -> Iterator[Any]:
+    """The outcomes of work on so many messages, in its order: on all processors where there is much of it."""
+    outcomes: Iterator[Any] = Parallel(n_jobs=-1 if messages >= AT_ONCE_FROM else 1, return_as="generator")(work)
+    return outcomes
+
+
+def judge_apart(
+    material: Material, inside: NDArray[np.intp], outside: NDArray[np.intp], names: Sequence[str]
+) -> tuple[Floats, dict[int, tuple[tuple[str, float], ...]]]:
+    """Decision values of some messages by machines that learnt from others alone, and what led them astray; rows as in ``outside``."""
+    coef, intercept = fit_linear(material.part(inside))
+    matrix = material.matrix[outside]
+    decisions = matrix @ coef.T + intercept
+    return decisions, astray(material.labels[outside], material.classes, matrix, decisions, coef, names)
 
 
 def term_names(space: Space) -> list[str]:
@@ -603,24 +620,27 @@ def astray(
     return found
 
 
-def learning_curve(material: Material, examples: Sequence[Example]) -> list[tuple[int, float]]:
+def learning_curve(material: Material, examples: Sequence[Example]) -> Iterator[tuple[int, float]]:
     """Messages trained on, and accuracy of top labels on one fixed fold that none of them is in."""
     order = sorted(range(len(examples)), key=lambda at: stable_number("curve " + examples[at].key))
     fold, names = folds(examples), np.arange(len(examples), len(material.labels))
-    test = [at for at in order if fold[at] == fold[order[0]]]
+    test = np.array([at for at in order if fold[at] == fold[order[0]]])
     rest = [at for at in order if fold[at] != fold[order[0]]]
     if not rest or len(test) < 10:
-        return []
-    points = []
-    for share in CURVE_SHARES:
-        part = np.array(rest[: max(2, round(len(rest) * share))])
-        if len({str(label).partition("/")[0] for label in material.labels[part]}) < 2:
-            continue
-        coef, intercept = fit_linear(material.part(np.concatenate([part, names])))
-        best = (material.matrix[test] @ coef.T + intercept).argmax(axis=1)
-        right = [material.classes[b].partition("/")[0] == examples[at].top for b, at in zip(best, test, strict=True)]
-        points.append((len(part), round(sum(right) / len(right), 4)))
-    return points
+        return iter(())
+    parts = [np.array(rest[: max(2, round(len(rest) * share))]) for share in CURVE_SHARES]
+    enough = [part for part in parts if len({str(label).partition("/")[0] for label in material.labels[part]}) > 1]
+    points = side_by_side(len(examples), (delayed(accuracy)(material, np.concatenate([p, names]), test) for p in enough))
+    return zip(map(len, enough), points, strict=True)
+
+
+def accuracy(material: Material, inside: NDArray[np.intp], outside: NDArray[np.intp]) -> float:
+    """The share of right top labels of some messages by machines that learnt from others alone."""
+    coef, intercept = fit_linear(material.part(inside))
+    best = (material.matrix[outside] @ coef.T + intercept).argmax(axis=1)
+    tops = [str(label).partition("/")[0] for label in material.labels[outside]]
+    right = [material.classes[b].partition("/")[0] == top for b, top in zip(best, tops, strict=True)]
+    return float(round(np.mean(right), 4))
 
 
 def seen_terms(analyses: Sequence[Analysis], min_df: int) -> set[str]:
