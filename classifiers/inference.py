@@ -39,7 +39,10 @@ VERSIONS = "versions"
 
 _SECTIONS = 6  # head, names of terms, their offsets and buckets, inverse document frequencies, weights
 _TERMS = 8
-_WORDS = 4_096  # words whose n-grams are remembered
+_WORDS = 5_120  # words whose n-grams are remembered
+_WORD_TERMS = (
+    6_144  # words and pairs of them whose numbers are remembered: more than n-grams, which come again with their words
+)
 _SHOWN = 1_024  # terms whose names are remembered
 #: How terms of a block are marked when they are shown to people.
 TERM_PREFIXES = {
@@ -84,6 +87,7 @@ class Model:
         self._vocabulary = vocabulary
         self._numbers = {name: vocabulary.blocks[at] for at, (name, _, _) in enumerate(head.blocks)}
         self._numbers |= {name: Block.empty() for name in BLOCKS if name not in self._numbers}
+        self._numbers["words"].most_remembered = _WORD_TERMS
         self._ngrams = {name: Memo(partial(_known_ngrams, numbers), _WORDS) for name, numbers in self._numbers.items()}
         self._weight = dict.fromkeys(BLOCKS, 0.0) | {name: weight for name, _, weight in head.blocks}
         self._shown = Memo(self._show, _SHOWN)

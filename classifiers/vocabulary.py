@@ -19,7 +19,7 @@ from zlib import crc32
 UNKNOWN = -1
 
 _PER_TERM = 2  # buckets for each term, so that most of what a block does not hold meets an empty one
-_REMEMBERED = 8_192  # terms of a block that are not searched again
+_REMEMBERED = 2_048  # terms of a block that are not searched again, unless it is said otherwise
 
 
 class Packed(NamedTuple):
@@ -53,6 +53,7 @@ class Block:
     """The numbers of a block's terms. What was found first is remembered."""
 
     def __init__(self, packed: Packed, base: int, buckets: int) -> None:
+        self.most_remembered = _REMEMBERED
         self._packed = packed
         self._base = base
         self._buckets = buckets
@@ -84,7 +85,7 @@ class Block:
                 found[at] = UNKNOWN
                 continue
             found[at] = number
-            if len(remembered) < _REMEMBERED:
+            if len(remembered) < self.most_remembered:
                 remembered[term] = number
         return cast("list[int]", found)
 
