@@ -194,8 +194,6 @@ class Server:
                 sock, _ = self._listener.accept()
             except OSError:
                 return
-            # an answer after another one would wait for the client's acknowledgement, which is put off for 40 ms
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self.connections += 1
             threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
 
@@ -203,6 +201,8 @@ class Server:
         wire = Wire(sock, self.fault)
         self._live.add(wire)
         try:
+            # an answer after another one would wait for the client's acknowledgement, which is put off for 40 ms
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             wire.answer("connect", b"")
             self.converse(wire)
         except (Cut, OSError, ValueError):
