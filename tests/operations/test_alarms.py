@@ -156,13 +156,13 @@ async def test_no_mail(shop: Shop) -> None:
 
 
 async def test_model_drift(shop: Shop) -> None:
-    """Staff correct ten labels of thirty, many more than the shipped model promised; then they confirm ten more."""
+    """Staff correct ten labels of thirty, many more than the shipped model promised; then they confirm thirty more."""
     file = shop.folder / "config.toml"
     async with shop.running(service__mode="live", mailboxes__approval__undo_seconds=0) as app:
         await _ready(app)
-        for number in range(40):
+        for number in range(60):
             shop.imap.add(_mail(f"Hello, before I buy lamp number {number}: can I return it if it does not fit?", number))
-        await _until(lambda: _cases(app) == {"awaiting_approval": 40})
+        await _until(lambda: _cases(app) == {"awaiting_approval": 60})
         for number in range(1, 11):
             await asyncio.to_thread(queue.label, number, "return_request/unwanted", config=file)
         await asyncio.to_thread(queue.approve, list(range(11, 30)), config=file)
@@ -177,7 +177,7 @@ async def test_model_drift(shop: Shop) -> None:
         await app.care.watch(app.clock.now())
         await _until(lambda: bool(shop.told()))
         await app.care.watch(app.clock.now())
-        await asyncio.to_thread(queue.approve, list(range(31, 41)), config=file)
+        await asyncio.to_thread(queue.approve, list(range(31, 61)), config=file)
         await _over(app, "model_drift")
         await app.care.watch(app.clock.now())
         await _until(lambda: len(shop.told()) == 2)
