@@ -123,10 +123,7 @@ class Sandbox:
     # ------------------------------------------------------------------ SMTP
 
     def _smtp(self) -> SMTP:
-        # without its loop, aiosmtpd makes one that nobody runs, on Python before 3.11.4
-        return SMTP(
-            self, hostname="mx.demo", loop=self._loop, authenticator=self._sign_in, auth_required=True, auth_require_tls=False
-        )
+        return SMTP(self, hostname="mx.demo", authenticator=self._sign_in, auth_required=True, auth_require_tls=False)
 
     def _sign_in(self, _server: Any, _session: Any, _envelope: Any, _mechanism: str, data: Any) -> AuthResult:
         if not isinstance(data, LoginPassword):
