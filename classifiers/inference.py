@@ -40,9 +40,7 @@ VERSIONS = "versions"
 _SECTIONS = 6  # head, names of terms, their offsets and buckets, inverse document frequencies, weights
 _TERMS = 8
 _WORDS = 5_120  # words whose n-grams are remembered
-_WORD_TERMS = (
-    6_144  # words and pairs of them whose numbers are remembered: more than n-grams, which come again with their words
-)
+_WORD_TERMS = 6_144  # words and pairs whose numbers are remembered: more than n-grams, which come again with their words
 _SHOWN = 1_024  # terms whose names are remembered
 #: How terms of a block are marked when they are shown to people.
 TERM_PREFIXES = {
@@ -85,10 +83,10 @@ class Model:
         self.labels = tuple(sorted({c.partition("/")[0] for c in head.classes}))
         self._top = tuple(self.labels.index(c.partition("/")[0]) for c in head.classes)
         self._vocabulary = vocabulary
-        self._numbers = {name: vocabulary.blocks[at] for at, (name, _, _) in enumerate(head.blocks)}
-        self._numbers |= {name: Block.empty() for name in BLOCKS if name not in self._numbers}
-        self._numbers["words"].most_remembered = _WORD_TERMS
-        self._ngrams = {name: Memo(partial(_known_ngrams, numbers), _WORDS) for name, numbers in self._numbers.items()}
+        self._blocks = {name: vocabulary.blocks[at] for at, (name, _, _) in enumerate(head.blocks)}
+        self._blocks |= {name: Block.empty() for name in BLOCKS if name not in self._blocks}
+        self._blocks["words"].most_remembered = _WORD_TERMS
+        self._ngrams = {name: Memo(partial(_known_ngrams, block), _WORDS) for name, block in self._blocks.items()}
         self._weight = dict.fromkeys(BLOCKS, 0.0) | {name: weight for name, _, weight in head.blocks}
         self._shown = Memo(self._show, _SHOWN)
         self._cues = Cues(head.cues)
@@ -125,7 +123,7 @@ class Model:
         """The counted terms of a document, and the ``familiarity`` of its words."""
         found = texts(document)
         words = word_terms(found.body_tokens)
-        numbers = self._numbers["words"].numbers(words)
+        numbers = self._blocks["words"].numbers(words)
         counted = {
             "words": _known(numbers, words.values()),
             "chars": self._counted_ngrams("chars", found.body_tokens),
@@ -142,7 +140,7 @@ class Model:
 
     def _counted(self, block: str, terms: Bag) -> dict[int, int]:
         """How often each known term occurs, by number."""
-        return _known(self._numbers[block].numbers(terms), terms.values())
+        return _known(self._blocks[block].numbers(terms), terms.values())
 
     def _counted_ngrams(self, block: str, tokens: Sequence[str]) -> dict[int, int]:
         """How often each known n-gram occurs in tokens, by number."""
@@ -213,9 +211,9 @@ class Model:
         return name.strip(), TERM_PREFIXES.get(self.head.blocks[block][0], "") + name
 
 
-def _known_ngrams(numbers: Block, token: str) -> bytes:
+def _known_ngrams(block: Block, token: str) -> bytes:
     """The numbers of a token's known n-grams, as an array's bytes, which are a quarter of a tuple of numbers."""
-    return array("I", [number for number in numbers.numbers(ngrams(token)) if number != UNKNOWN]).tobytes()
+    return array("I", [number for number in block.numbers(ngrams(token)) if number != UNKNOWN]).tobytes()
 
 
 def _known(numbers: Iterable[int], counts: Iterable[int]) -> dict[int, int]:

@@ -19,7 +19,7 @@ from zlib import crc32
 UNKNOWN = -1
 
 _PER_TERM = 2  # buckets for each term, so that most of what a block does not hold meets an empty one
-_REMEMBERED = 2_048  # terms of a block that are not searched again, unless it is said otherwise
+_REMEMBERED = 2_048  # terms of a block that are not searched again
 
 
 class Packed(NamedTuple):
@@ -50,7 +50,7 @@ def arranged(sizes: Sequence[int], terms: Sequence[str]) -> tuple[Packed, list[i
 
 
 class Block:
-    """The numbers of a block's terms. What was found first is remembered."""
+    """The numbers of a block's terms. What was found first is remembered, ``most_remembered`` terms of it."""
 
     def __init__(self, packed: Packed, base: int, buckets: int) -> None:
         self.most_remembered = _REMEMBERED

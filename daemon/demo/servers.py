@@ -44,7 +44,7 @@ class Departed:
     raw: bytes
 
 
-@dataclass  # without slots: aiosmtpd looks at all members, of which __weakref__ cannot be had then before Python 3.11.3
+@dataclass  # without slots: aiosmtpd reads all members, of which __weakref__ cannot be read then on Python 3.11.2
 class Sandbox:
     """Both servers. ``accounts`` maps addresses to passwords; ``authserv_id`` is who says what is authentic."""
 

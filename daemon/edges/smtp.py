@@ -106,7 +106,7 @@ class Smtp:
         self._signing_in = asyncio.Lock()
         self._refused: AccountTrouble | None = None  # the last sign-in's failure, for those who waited for it
         self._sign_ins = 0
-        self._one_by_one = False  # commands that went together were not all answered: not tried again
+        self._one_by_one = False  # of commands that went together only some were answered: not tried again
 
     async def send(
         self, envelope_from: str, recipient: str, mime: bytes, *, on_granted: Callable[[], Awaitable[None]]
@@ -290,9 +290,10 @@ class Smtp:
         for phase, response in zip(phases, answers.received, strict=False):
             _check(phase, response)
         if problem is not None and len(answers.received) < len(phases):
-            if not self._one_by_one:
+            # without any answer the connection was over before: a kept one that the server had tired of, say
+            if answers.received and not self._one_by_one:
+                self._one_by_one = True
                 _logger.info("smtp.one_by_one", host=self._server.host, problem=_one_line(problem))
-            self._one_by_one = True
             reply = "the server takes too long" if isinstance(problem, TimeoutError) else _one_line(problem)
             raise Deferred(phases[len(answers.received)], None, reply) from problem
 

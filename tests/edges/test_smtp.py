@@ -297,6 +297,21 @@ async def test_a_server_that_cannot_do_what_it_offers_is_asked_one_by_one_from_t
     await smtp.close()
 
 
+async def test_a_connection_that_was_over_says_nothing_of_what_the_server_can_do(
+    pipelining: FakeSmtp, segments: list[bytes]
+) -> None:
+    pipelining.fault = Fault("mail", Kind.FIN)
+    smtp = smtp_at(pipelining.port)
+    with pytest.raises(Deferred) as put_off:
+        await send(smtp)
+    assert put_off.value.phase is Phase.MAIL
+    pipelining.fault = None
+    segments.clear()
+    await send(smtp)
+    assert any(part.startswith(b"MAIL") and part.endswith(b"DATA\r\n") for part in segments)
+    await smtp.close()
+
+
 async def test_a_refusal_before_the_connection_ends_is_the_answer(pipelining: FakeSmtp, segments: list[bytes]) -> None:
     pipelining.fault = Fault("data", Kind.R421)
     smtp = smtp_at(pipelining.port)
